@@ -15,7 +15,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -168,22 +167,8 @@ func TestSingleUseRaced(t *testing.T) {
 			resumes(t, addresses[0], client)
 			client = freeze(t, client)
 			flush(t, sessions[0])
-			var resumed atomic.Int32
-			var all sync.WaitGroup
-			for n := range 4 {
-				all.Go(func() {
-					state, err := visit(addresses[n%2], client)
-					if err != nil {
-						t.Error(err)
-					}
-					if state.DidResume {
-						resumed.Add(1)
-					}
-				})
-			}
-			all.Wait()
-			if resumed.Load() != 1 {
-				t.Fatalf("round %d: resumed %d times", round, resumed.Load())
+			if resumed := offerAtOnce(t, addresses, client); resumed != 1 {
+				t.Fatalf("round %d: resumed %d times", round, resumed)
 			}
 		}
 	})

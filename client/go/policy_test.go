@@ -2,10 +2,8 @@ package resumed
 
 import (
 	"crypto/tls"
-	"encoding/json"
 	"maps"
 	"math/rand/v2"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -44,9 +42,7 @@ type policyStep struct {
 
 func readPolicy(t *testing.T) (policy policy) {
 	t.Helper()
-	content, err := os.ReadFile("../../protos/vectors/policy.json")
-	check(t, err)
-	check(t, json.Unmarshal(content, &policy))
+	readVectors(t, "policy.json", &policy)
 	return policy
 }
 

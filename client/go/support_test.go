@@ -225,6 +225,26 @@ func resumes(t testing.TB, address string, config *tls.Config) bool {
 	return state.DidResume
 }
 
+// offerAtOnce offers the client's session in four connections at once, two for each address, and returns how many of them resumed it.
+func offerAtOnce(t *testing.T, addresses [2]string, client *tls.Config) int32 {
+	t.Helper()
+	var resumed atomic.Int32
+	var all sync.WaitGroup
+	for n := range 4 {
+		all.Go(func() {
+			state, err := visit(addresses[n%2], client)
+			if err != nil {
+				t.Error(err)
+			}
+			if state.DidResume {
+				resumed.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	return resumed.Load()
+}
+
 // newClient returns the config of a client that keeps one session for each server name.
 func newClient(version uint16) *tls.Config {
 	roots := x509.NewCertPool()

@@ -3,9 +3,7 @@ package resumed
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -51,9 +49,7 @@ type ticketVectors struct {
 
 func readTicketVectors(t *testing.T) (vectors ticketVectors) {
 	t.Helper()
-	content, err := os.ReadFile("../../protos/vectors/tickets.json")
-	check(t, err)
-	check(t, json.Unmarshal(content, &vectors))
+	readVectors(t, "tickets.json", &vectors)
 	return vectors
 }
 

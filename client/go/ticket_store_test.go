@@ -255,22 +255,8 @@ func TestTicketsOfSingleUseRaced(t *testing.T) {
 			client.CurvePreferences = []tls.CurveID{tls.X25519, tls.CurveP384} // a client brings a key for the first of its groups only
 			resumes(t, addresses[0], client)
 			client = freeze(t, client)
-			var resumed atomic.Int32
-			var all sync.WaitGroup
-			for n := range 4 {
-				all.Go(func() {
-					state, err := visit(addresses[n%2], client)
-					if err != nil {
-						t.Error(err)
-					}
-					if state.DidResume {
-						resumed.Add(1)
-					}
-				})
-			}
-			all.Wait()
-			if resumed.Load() != 1 {
-				t.Fatalf("round %d: resumed %d times", round, resumed.Load())
+			if resumed := offerAtOnce(t, addresses, client); resumed != 1 {
+				t.Fatalf("round %d: resumed %d times", round, resumed)
 			}
 		}
 		if puts.Load() != rounds { // those that were stored

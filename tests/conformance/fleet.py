@@ -28,6 +28,8 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import trustme
+
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / ".build" / "frontends"
 DEADLINE = 5.0
@@ -54,6 +56,7 @@ class Stack:
     command: list[str]
     single_use: list[str]
     ticket_options: list[str] | None = None
+    client_ca: list[str] | None = None
     any_id: list[str] = field(default_factory=list)
     build: list[str] = field(default_factory=list)
     vectors: list[str] = field(default_factory=list)
@@ -111,15 +114,33 @@ class Fleet:
         single_use: bool = False,
         any_id: bool = False,
         tickets: bool = False,
+        clients_of: trustme.CA | None = None,
+        visitor: Client | None = None,
     ) -> int:
-        """Start a frontend and return its port."""
+        """Start a frontend, visit it, and return its port.
+
+        Args:
+            stack: Its stack, if it is not that of the fleet.
+            namespace: Its namespace, if it is not that of the fleet.
+            deadline: Of its look-ups, in seconds.
+            single_use: Whether a session resumes once.
+            any_id: Whether it accepts ids of other stacks.
+            tickets: Whether it issues tickets.
+            clients_of: The authority of the client certificates that it requires; None to request none.
+            visitor: The client whose certificate it accepts; None for one without a certificate.
+        """
         stack = stack or self.stack
+        client_ca = self._directory / f"clients-{len(self._processes)}.pem"
         options = [*(stack.single_use if single_use else []), *(stack.any_id if any_id else [])]
         environment = dict(os.environ)
         if tickets:
             options += stack.ticket_options or []
             environment |= {"RESUMED_SESSIONS": "tickets", "RESUMED_TICKETS_TLS12": "1"}  # for those without options
+        if clients_of:
+            options += stack.client_ca or []
+            clients_of.cert_pem.write_to_path(str(client_ca))
         values = {
+            "client_ca": str(client_ca),
             "python": sys.executable,
             "build": str(BUILD),
             "certificate": str(self.certificate),
@@ -143,7 +164,7 @@ class Fleet:
         port = re.search(r"(\d+)\D*$", process.stdout.readline())
         assert port, f"{stack.name} did not start"
         for host in HOSTS:  # a process learns from a full handshake which context serves a name
-            Client(ssl.TLSVersion.TLSv1_2).visit(int(port[1]), None, host)
+            (visitor or Client(ssl.TLSVersion.TLSv1_2)).visit(int(port[1]), None, host)
         return int(port[1])
 
     def store_key(self, session_id: bytes) -> bytes:

@@ -29,7 +29,7 @@ def test_two_processes_resume(tmp_path: Path) -> None:
             elif not ON_A_NEW_MACHINE.match(text):
                 status, said[text] = shell.run(text)
                 assert "s_client" in text or status == 0, said[text]
-                if listening := re.match(r"python frontend\.py (\d+)", text):
+                if listening := re.match(r"(?:python frontend\.py |resumed serve .*127\.0\.0\.1:)(\d+)", text):
                     until(partial(answers, listening[1]))
     first, second = (printed for text, printed in said.items() if "s_client" in text)
     assert "full handshake" in first, first

@@ -129,7 +129,9 @@ def test_a_server_and_the_store_authenticate_each_other(certificate: Path, keyri
         for more, share in ((named, 1.0), ({"ca": named["ca"]}, 0.0)):
             environment = settings(target, "shop", keyring, mirror="0", deadline="5", **more)
             with ExitStack() as stack:
-                ports = [stack.enter_context(serving("nginx", certificate, environment)).port for _ in range(2)]
+                ports = [
+                    stack.enter_context(serving("nginx", certificate, environment, workers=1)).port for _ in range(2)
+                ]
                 assert resumption(ports, ssl.TLSVersion.TLSv1_3) == share
 
 

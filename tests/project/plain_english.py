@@ -142,7 +142,7 @@ class Count(NamedTuple):
         return 1000 * len(self.found) / max(self.words, 1)
 
 
-def count(part: Part, tree: Path = TREE) -> Count:
+def count(part: Part, tree: Path) -> Count:
     """Read the files of a part of a tree."""
     words, found = 0, []
     for path in sorted({path for pattern in part.files for path in tree.glob(pattern)}):
@@ -155,9 +155,9 @@ def count(part: Part, tree: Path = TREE) -> Count:
     return Count(words, found)
 
 
-def main() -> int:
+def main(tree: Path = TREE) -> int:
     """Print a table, and the occurrences in parts above their budget; return 1 if there is such a part."""
-    counts = {part: count(part) for part in PARTS}
+    counts = {part: count(part, tree) for part in PARTS}
     over = [part for part, counted in counts.items() if counted.rate > part.budget]
     for part in PARTS:
         if part in over or part.name in sys.argv[1:]:

@@ -67,5 +67,7 @@ def test_an_occurrence_is_reported_with_its_file_and_line(tmp_path: Path) -> Non
     assert counted.found == ["page.md:2: 'tells the' is software that talks"]
 
 
-def test_every_part_of_the_tree_is_within_its_budget() -> None:
-    assert plain_english.main() == 0
+@pytest.mark.parametrize(("text", "status"), [("It tells the client.", 1), ("It notifies the client.", 0)])
+def test_the_exit_status_depends_on_whether_a_part_is_above_its_budget(tmp_path: Path, text: str, status: int) -> None:
+    (tmp_path / "README.md").write_text(text)
+    assert plain_english.main(tmp_path) == status

@@ -16,22 +16,6 @@
 
 #include "support.h"
 
-
-/* Makes a connection that offers the session in *session, or none, and leaves the new one there; returns whether it resumed. */
-static int meet(SSL_CTX *servers, SSL_CTX *clients, SSL_SESSION **session)
-{
-    connection new = new_connection(servers, clients, NULL, *session);
-
-    MUST(shake_hands(new));
-    deliver_tickets(new);
-    int resumed = SSL_session_reused(new.server);
-    keep_session(new, session);
-    mark_closed(new.server);
-    mark_closed(new.client);
-    free_connection(new);
-    return resumed;
-}
-
 static int sockets(void)
 {
     DIR *directory = opendir("/proc/self/fd");
@@ -71,8 +55,8 @@ int main(int argc, char **argv)
     SSL_CTX *servers = server_context(certificate), *clients = client_context(TLS1_2_VERSION);
     MUST(resumed_install(servers, &options) == NULL);
 
-    MUST(!meet(servers, clients, &session) && resumed_flush(servers, PATIENCE) == 1);
-    MUST(meet(servers, clients, &session) && sockets() > before);
+    MUST(!resumes(servers, clients, NULL, &session) && resumed_flush(servers, PATIENCE) == 1);
+    MUST(resumes(servers, clients, NULL, &session) && sockets() > before);
     printf("stored\n");
     fflush(stdout);
     MUST(getchar() == '\n');
@@ -84,8 +68,8 @@ int main(int argc, char **argv)
     MUST(child >= 0);
     if (child == 0) {
         MUST(sockets() == before);
-        MUST(!meet(servers, clients, &removed)); /* the store still has it */
-        MUST(meet(servers, clients, &removed) && sockets() > before);
+        MUST(!resumes(servers, clients, NULL, &removed)); /* the store still has it */
+        MUST(resumes(servers, clients, NULL, &removed) && sockets() > before);
         _exit(0);
     }
     MUST(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);

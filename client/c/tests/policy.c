@@ -62,20 +62,6 @@ static void check_namespaces(void)
     regfree(&pattern);
 }
 
-static int meet(SSL_CTX *clients, SSL_SESSION **session)
-{
-    connection new = new_connection(servers, clients, "localhost", *session);
-
-    MUST(shake_hands(new));
-    deliver_tickets(new);
-    int resumed = SSL_session_reused(new.server);
-    keep_session(new, session);
-    mark_closed(new.server);
-    mark_closed(new.client);
-    free_connection(new);
-    return resumed;
-}
-
 /* Makes a context of servers without a store: no server listens at its target. */
 static void install(const char *namespace_)
 {
@@ -151,7 +137,7 @@ static void check_lookups_of_a_handshake(void)
     MUST(SSL_CTX_set_num_tickets(servers, OFFERED) == 1);
     SSL_CTX_set_session_cache_mode(clients, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
     SSL_CTX_sess_set_new_cb(clients, collect);
-    MUST(!meet(clients, &session) && collected == OFFERED);
+    MUST(!resumes(servers, clients, "localhost", &session) && collected == OFFERED);
     connection new = new_connection(servers, clients, "localhost", NULL);
     MUST(SSL_connect(new.client) == -1);
     int length = BIO_read(SSL_get_rbio(new.server), hello, sizeof hello);
@@ -171,7 +157,7 @@ static void check_second_lookup(void)
 
     install("again");
     MUST(SSL_CTX_set1_groups_list(servers, "P-384") == 1 && SSL_CTX_set1_groups_list(clients, "P-256:P-384") == 1);
-    MUST(!meet(clients, &session) && !meet(clients, &session));
+    MUST(!resumes(servers, clients, "localhost", &session) && !resumes(servers, clients, "localhost", &session));
     MUST(count_of(servers, "misses unavailable ") == 1);
     SSL_SESSION_free(session);
     free_contexts((SSL_CTX *[]){servers, clients}, 2);
@@ -184,11 +170,11 @@ static void check_breaker(void)
     SSL_SESSION *first = NULL;
 
     install("policy");
-    MUST(!meet(clients, &first));
+    MUST(!resumes(servers, clients, "localhost", &first));
     for (long failures = 0; failures <= POLICY_BREAKER_FAILURES; failures++) {
         SSL_SESSION *session = SSL_SESSION_dup(first);
         MUST(count_of(servers, "misses unavailable ") == failures && count_of(servers, "misses breaker-open ") == 0);
-        MUST(!meet(clients, &session));
+        MUST(!resumes(servers, clients, "localhost", &session));
         SSL_SESSION_free(session);
     }
     MUST(count_of(servers, "misses unavailable ") == POLICY_BREAKER_FAILURES && count_of(servers, "misses breaker-open ") == 1);

@@ -145,6 +145,21 @@ static inline void free_connection(connection it)
     ERR_clear_error();
 }
 
+/* Makes a connection that offers the session in *session, or none, and leaves the new one there; returns whether it resumed. */
+static inline int resumes(SSL_CTX *servers, SSL_CTX *clients, const char *name, SSL_SESSION **session)
+{
+    connection new = new_connection(servers, clients, name, *session);
+
+    MUST(shake_hands(new));
+    deliver_tickets(new);
+    int resumed = SSL_session_reused(new.server);
+    keep_session(new, session);
+    mark_closed(new.server);
+    mark_closed(new.client);
+    free_connection(new);
+    return resumed;
+}
+
 /* Makes one end of a connection fail with a fatal alert, by a record that does not authenticate. */
 static inline void send_bad_record(SSL *from, SSL *to)
 {

@@ -102,7 +102,10 @@ export interface Installation {
   idsOf(socket: TLSSocket): Buffer[];
   /** Removes a session from the whole fleet, in the background. Here it resumes no more from now on. */
   remove(id: Uint8Array): void;
-  /** Resolves to true when all sessions and removals so far are sent, or to false after `timeoutMs` (1,000). */
+  /**
+   * Resolves when all sessions and removals so far are sent, or after `timeoutMs` (1,000): to whether they were sent in time, and no
+   * removal was refused or dropped that was not requested again.
+   */
   flush(timeoutMs?: number): Promise<boolean>;
   /**
    * Sends the rest of the queue, for up to a second, and stops. Connections go on; nothing more is stored or resumed by this

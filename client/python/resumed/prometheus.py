@@ -106,32 +106,16 @@ def _lookups(stats: dict[str, list[Stats]]) -> Metric:
 
 
 def _states(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
-    breaker = GaugeMetricFamily(
-        "resumed_frontend_breaker_open",
-        "Whether the store kept failing, so that handshakes do not call it.",
-        labels=["session_namespace"],
+    breaker = _gauge("breaker_open", "Whether the store kept failing, so that handshakes do not call it.")
+    mirror = _gauge("mirror_live", "Whether the mirror follows the store.")
+    removals = _gauge("removals_live", "Whether the removals of tickets are received.")
+    removals_held = _gauge("removals_held", "Removals of tickets that are in force.")
+    secrets_held = _gauge("ticket_secrets_held", "Secrets that may open a ticket.")
+    created = _gauge(
+        "ticket_secret_created_timestamp_seconds", "Creation of the secret that encrypts new tickets, in Unix seconds."
     )
-    mirror = GaugeMetricFamily(
-        "resumed_frontend_mirror_live", "Whether the mirror follows the store.", labels=["session_namespace"]
-    )
-    removals = GaugeMetricFamily(
-        "resumed_frontend_removals_live", "Whether the removals of tickets are received.", labels=["session_namespace"]
-    )
-    removals_held = GaugeMetricFamily(
-        "resumed_frontend_removals_held", "Removals of tickets that are in force.", labels=["session_namespace"]
-    )
-    secrets_held = GaugeMetricFamily(
-        "resumed_frontend_ticket_secrets_held", "Secrets that may open a ticket.", labels=["session_namespace"]
-    )
-    created = GaugeMetricFamily(
-        "resumed_frontend_ticket_secret_created_timestamp_seconds",
-        "Creation of the secret that encrypts new tickets, in Unix seconds.",
-        labels=["session_namespace"],
-    )
-    held_over = GaugeMetricFamily(
-        "resumed_frontend_ticket_secret_held_over",
-        "Whether the secret that encrypts new tickets is that of an epoch that has ended.",
-        labels=["session_namespace"],
+    held_over = _gauge(
+        "ticket_secret_held_over", "Whether the secret that encrypts new tickets is that of an epoch that has ended."
     )
     for namespace, group in by_namespace.items():
         breaker.add_metric([namespace], any(each.breaker_open for each in group))
@@ -153,15 +137,10 @@ def _states(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
 
 
 def _keyrings(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
-    successful = GaugeMetricFamily(
-        "resumed_frontend_keyring_last_reload_successful",
-        "Whether the present content of the keyring file is in use.",
-        labels=["session_namespace"],
-    )
-    moments = GaugeMetricFamily(
-        "resumed_frontend_keyring_last_reload_success_timestamp_seconds",
+    successful = _gauge("keyring_last_reload_successful", "Whether the present content of the keyring file is in use.")
+    moments = _gauge(
+        "keyring_last_reload_success_timestamp_seconds",
         "Time of the last successful reload of the keyring file, in Unix seconds.",
-        labels=["session_namespace"],
     )
     for namespace, group in by_namespace.items():
         states = [state for each in group if (state := each.keyring_last_reload) is not None]
@@ -170,6 +149,10 @@ def _keyrings(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
             moments.add_metric([namespace], min(moment for _, moment in states))
     yield successful
     yield moments
+
+
+def _gauge(name: str, documentation: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"resumed_frontend_{name}", documentation, labels=["session_namespace"])
 
 
 def _savings(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:

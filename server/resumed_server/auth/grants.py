@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.config.patterns import as_list, identity_problems, matches, namespace_problems, quote
+from resumed_server.config.patterns import identity_problems, list_problems, matches, namespace_problems
 from resumed_server.config.reloading_file import Followed
 from resumed_server.limits.config import Limit
 
@@ -136,6 +136,5 @@ def _validate(grant: dict[str, Any]) -> Iterable[str]:
             yield f"unknown {name!r}; a grant has {', '.join(_FIELDS)}"
     yield from identity_problems(grant.get("identity"))
     yield from namespace_problems(grant.get("namespaces"))
-    for operation in as_list(grant.get("operations")):
-        if operation not in OPERATIONS:
-            yield f"operations {quote(operation)} must list some of {', '.join(OPERATIONS)}"
+    some = f"some of {', '.join(OPERATIONS)}"
+    yield from list_problems("operations", grant.get("operations"), OPERATIONS.__contains__, some)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
@@ -31,6 +32,8 @@ _CommandLineError: Any = typer.BadParameter.__mro__[2]  # ClickException, which 
 
 def main() -> None:
     """Run the command; an error that it expects is one line on standard error, and has an exit status."""
+    if "serve" not in sys.argv[1:2]:  # which reads the lines that gRPC's core writes to standard error
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         sys.exit(app(prog_name="resumed", standalone_mode=False))
     except UserError as error:

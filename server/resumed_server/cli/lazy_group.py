@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +45,6 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Import the command that the arguments begin with, and return its name, itself and its arguments."""
         name, command, rest = super().resolve_command(ctx, args)
-        if name != "serve":  # which reads the lines that gRPC's core writes to standard error
-            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         return name, load(name) if name and command else None, rest
 
 

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 # SPIFFE-ID section 2. A prefix ends behind the trust domain: "spiffe://example.org*" would take in example.organised.
 _SPIFFE = re.compile(
@@ -32,25 +32,29 @@ def identity_problems(identity: object) -> Iterator[str]:
     """Yield the problems of a pattern of identities."""
     if not isinstance(identity, str) or not (_SPIFFE.fullmatch(identity) or _DNS.fullmatch(identity)):
         yield (
-            f"identity {quote(identity)} must be a SPIFFE id (spiffe://example.org/shop) or a DNS name in lower case "
-            "(dns:frontend.shop.svc); one * may end it, in a SPIFFE id behind the trust domain's slash"
+            f"identity {'is missing; it' if identity is None else quote(identity)} must be a SPIFFE id "
+            "(spiffe://example.org/shop) or a DNS name in lower case (dns:frontend.shop.svc); one * may end it, in a "
+            "SPIFFE id behind the trust domain's slash"
         )
 
 
 def namespace_problems(namespaces: object) -> Iterator[str]:
     """Yield the problems of a list of patterns of namespaces."""
-    for namespace in as_list(namespaces):
-        if namespace is None or not is_namespace_pattern(namespace):
-            yield (
-                f"namespaces {quote(namespace)} must list names of 1 to 63 characters of [a-z0-9.-]; one * may end each"
-            )
+    content = "names of 1 to 63 characters of [a-z0-9.-]; one * may end each"
+    yield from list_problems("namespaces", namespaces, is_namespace_pattern, content)
 
 
-def as_list(value: object) -> Sequence[str | None]:
-    """Return `value` if it is a list of texts, else only None."""
-    return value if value and isinstance(value, list) and all(isinstance(text, str) for text in value) else [None]
+def list_problems(name: str, value: object, is_valid: Callable[[str], bool], content: str) -> Iterator[str]:
+    """Yield the problems of a value that must be a list of valid texts; `content` describes them."""
+    if value is None:
+        yield f"{name} is missing; it must list {content}"
+    elif not value or not isinstance(value, list):
+        yield f"{name} {quote(value)} must be a list of {content}"
+    else:
+        invalid = (text for text in value if not isinstance(text, str) or not is_valid(text))
+        yield from (f"{name} {quote(text)} must list {content}" for text in invalid)
 
 
 def quote(value: object) -> str:
     """Return a value of the file as an error quotes it."""
-    return "is missing or of another kind:" if value is None else f"{str(value)[:80]!r}"
+    return repr(value[:80]) if isinstance(value, str) else repr(value)[:80]

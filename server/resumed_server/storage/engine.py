@@ -126,7 +126,10 @@ class Change:
     key: bytes
     session: StoredSession | None
     ttl: float | None = None
-    """The remaining seconds (above zero) of a lasting removal that is in force; None for any other change."""
+    """The remaining seconds (above zero) of a lasting removal that is in force; None for any other change.
+
+    For a removal that is over, an engine may return the remaining seconds of a later tombstone of the key.
+    """
 
 
 @dataclass(slots=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from resumed_server.cli import app
 from resumed_server.cli.lazy_group import COMMANDS, EPILOG, load
 from resumed_server.errors import EXIT_STATUSES
 from support.command import run_command
@@ -50,6 +53,13 @@ def test_every_command_that_prints_a_result_prints_it_as_json_on_request(name: s
     command = load(name)
     for each in getattr(command, "commands", {"": command}).values():
         assert any("--json" in parameter.opts for parameter in each.params)
+
+
+def test_a_command_leaves_the_environment_of_its_process_alone() -> None:
+    """Servers that a test starts later would inherit it, and not count refused handshakes with GRPC_VERBOSITY."""
+    before = dict(os.environ)
+    assert CliRunner().invoke(app, ["keyring", "--help"]).exit_code == 0
+    assert dict(os.environ) == before
 
 
 def test_settings_need_no_typer() -> None:

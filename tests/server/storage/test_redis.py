@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import pytest
 
@@ -92,7 +92,8 @@ def test_in_any_history_it_behaves_like_a_dictionary(store: Store) -> None:
 
 def test_it_counts_its_connections(store: Store) -> None:
     """A call opens one if none is idle, and leaves it idle; those that another call uses count as used."""
-    with engine_at(store.url, f"prefix={uuid.uuid4()}:&{PATIENT}") as engine:
+    with engine_at(store.url, f"prefix={uuid.uuid4()}:&{PATIENT}") as opened:
+        engine = cast("RedisEngine", opened)
         engine.get("shop", b"key")
         before = engine.connections()
         assert before.used == 0
