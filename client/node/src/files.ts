@@ -26,7 +26,7 @@ export interface Reload {
  */
 export class Files {
   readonly paths: readonly string[];
-  readonly #what: string;
+  readonly #name: string;
   readonly #logger: Logger;
   #seen: string;
   #taken: string;
@@ -37,12 +37,12 @@ export class Files {
   /**
    * Notes the present state of the files; read them after that.
    *
-   * @param what The name of the files in the log.
+   * @param name The name of the files in the log.
    * @throws {ResumedError} There is none.
    */
-  constructor(what: string, paths: readonly string[], logger: Logger) {
+  constructor(name: string, paths: readonly string[], logger: Logger) {
     this.paths = paths;
-    this.#what = what;
+    this.#name = name;
     this.#logger = logger;
     this.#seen = this.#taken = this.#look();
   }
@@ -63,14 +63,14 @@ export class Files {
         const news = read();
         this.#taken = seen;
         this.#takenAt = Date.now() / 1000;
-        this.#logger.info(`resumed: ${this.#what} read again${news && `: ${news}`}`);
+        this.#logger.info(`resumed: ${this.#name} read again${news && `: ${news}`}`);
       }
       this.#complaint = "";
     } catch (error) {
       const complaint = String(error);
       if (complaint !== this.#complaint) {
         // once, not every second
-        this.#logger.error(`resumed: ${this.#what} not read again, what was read before stays: ${complaint}`);
+        this.#logger.error(`resumed: ${this.#name} not read again, what was read before stays: ${complaint}`);
       }
       this.#complaint = complaint;
     }
@@ -85,7 +85,7 @@ export class Files {
       const { ino, size, mtimeNs } = statSync(path, { bigint: true });
       return [ino, size, mtimeNs].join(" ");
     } catch (error) {
-      throw new ResumedError(`${this.#what} ${path}: ${codeOf(error)}`);
+      throw new ResumedError(`${this.#name} ${path}: ${codeOf(error)}`);
     }
   }
 }
