@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -103,6 +105,14 @@ def test_no_label_is_one_that_prometheus_gives_to_a_target() -> None:
     assert (
         ours & {"namespace", "job", "instance", "pod", "service", "endpoint", "container", "node", "cluster"} == set()
     )
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
+def test_promtool_finds_all_names_conventional() -> None:
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=exposition(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["store", "frontends"])
