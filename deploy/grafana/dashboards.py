@@ -106,8 +106,8 @@ DASHBOARDS = {
             "Evicted and swept",
             "cps",
             {
-                "evicted for room": _rate("resumed_evicted_sessions_total", "instance"),
-                "swept": _rate("resumed_swept_entries_total", "instance"),
+                "{{instance}} evicted for room": _rate("resumed_evicted_sessions_total", "instance"),
+                "{{instance}} swept": _rate("resumed_swept_entries_total", "instance"),
             },
             "Live sessions are evicted when the store is full; expired ones are swept.",
         ),
@@ -125,7 +125,7 @@ DASHBOARDS = {
         Panel(
             "Processor",
             "percentunit",
-            {"worker {{worker}}": _rate("resumed_worker_process_cpu_seconds_total", "instance, worker")},
+            {"{{instance}} worker {{worker}}": _rate("resumed_worker_process_cpu_seconds_total", "instance, worker")},
         ),
         Panel(
             "Memory",

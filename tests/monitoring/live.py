@@ -230,9 +230,11 @@ def draw(name: str, found: Sequence[Series], path: Path) -> None:
         rows = math.ceil(len(found) / 3)
         figure = Figure(figsize=(13, 2.4 * rows), layout="constrained")
         for axes, panel, series in zip(figure.subplots(rows, 3).flat, dashboards.DASHBOARDS[name], found, strict=False):
+            flat = not any(value for _, _, values in series for value in values)
             for legend, times, values in series:
-                axes.plot(times, values, label=legend, linewidth=1.2)
+                axes.plot(times, values, label=legend if flat or any(values) else None, linewidth=1.2)
             axes.set_title(panel.title, fontsize=9, loc="left")
+            axes.margins(y=0.4)  # the legend
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(formats[panel.unit])
             axes.grid(alpha=0.25)
