@@ -35,6 +35,7 @@ type fakeStore struct {
 	delay   time.Duration // of each answer; beyond the caller's deadline there is none
 	err     error
 	full    bool          // whether the namespace is at its limit of sessions
+	refuses bool          // whether removals are refused
 	old     bool          // whether the server knows no stream of removals
 	silent  bool          // whether streams have no further responses
 	maxTTL  time.Duration // of a Put; 0 is none
@@ -184,9 +185,13 @@ func (f *fakeStore) batch(request *pb.BatchRequest) *pb.BatchResponse {
 			result.Result = &pb.BatchResult_Get{Get: &pb.GetResponse{Session: f.session(operation.Get.GetKey())}}
 		case *pb.BatchOperation_Remove:
 			kinds = append(kinds, "Remove")
-			if key, ttl := operation.Remove.GetKey(), operation.Remove.GetTtl(); ttl != nil {
+			key, ttl := operation.Remove.GetKey(), operation.Remove.GetTtl()
+			switch {
+			case f.refuses:
+				result.Result = &pb.BatchResult_Error{Error: status.New(codes.PermissionDenied, "of the test").Proto()}
+			case ttl != nil:
 				f.removeLasting(key, ttl)
-			} else {
+			default:
 				delete(f.values, string(key))
 			}
 		}

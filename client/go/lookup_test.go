@@ -3,6 +3,7 @@ package resumed
 import (
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"maps"
 	"net"
 	"slices"
@@ -322,6 +323,25 @@ func TestRemovalBindsAtOnce(t *testing.T) {
 		}
 		if len(s.sender.removing) != 0 {
 			t.Fatal("a Remove that was sent is still in the queue")
+		}
+	})
+}
+
+func TestFlushReportsARemovalThatFailedUntilItIsRepeated(t *testing.T) {
+	inBubble(t, Options{}, func(t *testing.T, s *Installation, store *fakeStore) {
+		id := s.options.Keyring.issueID("shop", s.now())
+		store.change(func() { store.refuses = true })
+		s.Remove(id)
+		if err := s.Flush(t.Context()); !errors.Is(err, errNotRemoved) {
+			t.Fatal(err)
+		}
+		store.change(func() { store.refuses = false })
+		s.Remove(id)
+		check(t, s.Flush(t.Context()))
+		s.sender.bytes = queueBytes // there is no room
+		s.Remove(id)
+		if err := s.Flush(t.Context()); !errors.Is(err, errNotRemoved) || s.Stats().Removals["dropped"] != 1 {
+			t.Fatal(err, s.Stats().Removals)
 		}
 	})
 }

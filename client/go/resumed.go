@@ -208,8 +208,8 @@ func (s *Installation) Remove(id []byte) {
 	s.flights.Forget(string(key[:])) // no handshake joins a look-up that began before
 }
 
-// Flush waits until all sessions and removals so far are sent, and returns an error when ctx ends first or three Batches in a row
-// fail.
+// Flush waits until all sessions and removals so far are sent. It returns an error when ctx ends first, when three Batches in a row
+// fail, and when a removal was refused or dropped, until the same one is requested again.
 func (s *Installation) Flush(ctx context.Context) error { return s.sender.flush(ctx) }
 
 // Stats returns the counts since Wrap.

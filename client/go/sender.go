@@ -33,6 +33,7 @@ const (
 var (
 	errClosed      = errors.New("resumed: closed")
 	errUnavailable = errors.New("resumed: the server does not accept sessions: see the log, and Puts in Stats")
+	errNotRemoved  = errors.New("resumed: the server refused a removal, or the queue had no room for it: request it again")
 )
 
 // An item is a Put, or a Remove where value is nil.
@@ -59,6 +60,7 @@ type sender struct {
 	queue     []item
 	removing  map[storeKey]struct{} // the keys of the Removes in the queue
 	removed   recentKeys            // the keys of the last ones that left it, with any outcome
+	failed    map[storeKey]struct{} // of those, the keys of at most maxRemoved that were refused or dropped
 	bytes     int
 	submitted uint64
 	finished  uint64
@@ -71,7 +73,7 @@ func newSender(s *Installation) *sender {
 	sender := &sender{
 		store: s.store, namespace: s.options.Namespace, recorder: &s.recorder, limit: s.recordLimit,
 		logger: s.options.Logger, now: s.now, removing: map[storeKey]struct{}{},
-		due: make(chan struct{}, 1),
+		failed: map[storeKey]struct{}{}, due: make(chan struct{}, 1),
 	}
 	sender.changed = sync.NewCond(&sender.mu)
 	return sender
@@ -83,7 +85,7 @@ func (s *sender) submit(items ...item) {
 	defer s.mu.Unlock()
 	for _, item := range items {
 		if s.closed || s.bytes+item.size() > queueBytes {
-			s.count(item, "dropped")
+			s.conclude(item, "dropped")
 			continue
 		}
 		s.queue = append(s.queue, item)
@@ -149,6 +151,9 @@ func (s *sender) flush(ctx context.Context) error {
 		if s.failures >= flushFailures {
 			return errUnavailable
 		}
+	}
+	if len(s.failed) > 0 {
+		return errNotRemoved
 	}
 	return nil
 }
@@ -223,27 +228,28 @@ func (s *sender) send(ctx context.Context, batch []item) bool {
 		if failureReason(err) == "limited" {
 			s.limit(began)
 		}
-		s.finish(nil)
+		s.finish(nil, nil)
 		return false
 	}
-	for _, item := range batch {
+	outcomes := make([]string, len(batch))
+	for n, item := range batch {
 		switch {
 		case !alive(item):
-			s.count(item, "expired")
+			outcomes[n] = "expired"
 			continue
 		case results[0].GetError() != nil:
-			s.count(item, "refused")
+			outcomes[n] = "refused"
 		default:
-			s.count(item, "stored")
+			outcomes[n] = "stored"
 		}
 		results = results[1:]
 	}
-	s.finish(batch)
+	s.finish(batch, outcomes)
 	return true
 }
 
 // finish takes the head of the queue out of it, or counts the failure of a Batch that has to be sent again.
-func (s *sender) finish(batch []item) {
+func (s *sender) finish(batch []item, outcomes []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.changed.Broadcast()
@@ -252,12 +258,9 @@ func (s *sender) finish(batch []item) {
 		return
 	}
 	s.failures = 0
-	for _, item := range batch {
+	for n, item := range batch {
 		s.bytes -= item.size()
-		if item.value == nil {
-			delete(s.removing, item.key)
-			s.removed.add(item.key)
-		}
+		s.conclude(item, outcomes[n])
 	}
 	clear(s.queue[:len(batch)]) // sealed sessions need not live as long as the array
 	s.queue = s.queue[len(batch):]
@@ -300,14 +303,22 @@ func (s *sender) operation(item item, now time.Time) *pb.BatchOperation {
 	return &pb.BatchOperation{Operation: &pb.BatchOperation_Put{Put: put}}
 }
 
-func (s *sender) count(item item, outcome string) {
-	switch {
-	case item.value != nil:
+// conclude counts the outcome of an item that is no longer queued, and remembers that of a removal.
+func (s *sender) conclude(item item, outcome string) {
+	if item.value != nil {
 		s.recorder.count(puts, outcome)
-	case outcome == "stored":
+		return
+	}
+	delete(s.removing, item.key)
+	s.removed.add(item.key)
+	if outcome == "stored" {
 		s.recorder.count(removals, "application")
-	default:
-		s.recorder.count(removals, outcome)
+		delete(s.failed, item.key)
+		return
+	}
+	s.recorder.count(removals, outcome)
+	if len(s.failed) < maxRemoved {
+		s.failed[item.key] = struct{}{}
 	}
 }
 

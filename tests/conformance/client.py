@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import _ssl
 import contextlib
-import ctypes
 import socket
-from ctypes import POINTER, byref, c_size_t, c_void_p, string_at
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from resumed._openssl.session_ids import session_of
 from support.tls import PATIENCE, Connection, client_context
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
 
+    import trustme
+
 HOSTS = ("localhost", "public.example")
 _REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-_LIBSSL = ctypes.CDLL(_ssl.__file__)
-_LIBSSL.SSL_SESSION_get0_ticket.argtypes = [c_void_p, POINTER(c_void_p), POINTER(c_size_t)]
 
 
 @dataclass
@@ -37,10 +35,18 @@ class Client:
         self.version = version
         self._context = client_context(version)
 
+    def show(self, certificate: trustme.LeafCert) -> None:
+        """Show a certificate from now on, if a server requests one."""
+        certificate.configure_cert(self._context)
+
     def visit(self, port: int, session: ssl.SSLSession | None = None, host: str = HOSTS[0]) -> Visit:
         """Connect, exchange a few bytes (so that TLS 1.3 tickets arrive) and go. Raises OSError if it fails."""
         with self.connect(port, session, host) as connection:
             return seen(connection)
+
+    def comes_back(self, port: int) -> bool:
+        """Return whether a new session resumes."""
+        return self.visit(port, self.visit(port).session).resumed
 
     @contextlib.contextmanager
     def connect(self, port: int, session: ssl.SSLSession | None = None, host: str = HOSTS[0]) -> Iterator[Connection]:
@@ -60,10 +66,5 @@ def seen(connection: Connection) -> Visit:
 
 def id_of(session: ssl.SSLSession) -> bytes:
     """Return the id under which the server stored a session: its ticket if it has one, or its session id."""
-    pointer = c_void_p.from_address(id(session) + object.__basicsize__)
-    ticket, length = c_void_p(), c_size_t()
-    _LIBSSL.SSL_SESSION_get0_ticket(pointer, byref(ticket), byref(length))
-    if ticket.value:
-        return string_at(ticket.value, length.value)
-    assert isinstance(session.id, bytes)
-    return session.id
+    codec, pointer = session_of(session)
+    return codec.ticket_of(pointer) or codec.id_of(pointer)

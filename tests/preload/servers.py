@@ -124,6 +124,14 @@ SERVERS = {
 }
 
 
+_CLIENT_CERTIFICATES = {
+    "nginx": "ssl_client_certificate {0}; ssl_verify_client on;",
+    "apache": "SSLCACertificateFile {0}\nSSLVerifyClient require",
+    "haproxy": "ca-file {0} verify required",
+}
+"""Settings that require a client certificate of the authorities in a file."""
+
+
 def settings(target: str, namespace: str, keyring: Path, **more: str) -> dict[str, str]:
     """Return the environment that puts libresumed under a server."""
     named = {"target": target, "namespace": namespace, "keyring": str(keyring), **more}
@@ -236,6 +244,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("server", choices=SERVERS)
     parser.add_argument("--certificate", type=Path, required=True)
+    parser.add_argument("--client-ca", type=Path)
     parser.add_argument("--target", required=True)
     parser.add_argument("--namespace", required=True)
     parser.add_argument("--keyring", type=Path, required=True)
@@ -253,10 +262,12 @@ def main() -> None:
         single_use=arguments.single_use,
         ids=arguments.any_id,
         ignore_id_context="1",
+        **({"verified_namespace": f"{arguments.namespace}.verified"} if arguments.client_ca else {}),
     )
+    more = _CLIENT_CERTIFICATES[arguments.server].format(arguments.client_ca) if arguments.client_ca else ""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    with serving(arguments.server, arguments.certificate, environment, workers=1) as server:
+    with serving(arguments.server, arguments.certificate, environment, workers=1, more=more) as server:
         print(server.port, flush=True)  # noqa: T201
         stop.wait()
 

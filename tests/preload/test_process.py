@@ -76,6 +76,18 @@ def test_a_socket_gets_no_log_line(certificate: Path, keyring: Path) -> None:
         assert ours.recv(4096) == b""
 
 
+def test_a_line_of_the_log_is_one_write(certificate: Path, keyring: Path) -> None:
+    """The workers of a server share its log: a line that is written in pieces mixes with theirs."""
+    reader, writer = os.pipe2(os.O_DIRECT)  # each read returns one write
+    environment = {**os.environ, **settings("127.0.0.1:1", "Not a namespace", keyring)}
+    subprocess.run([sys.executable, "-c", ACCEPTS, str(certificate)], check=True, env=environment, stderr=writer)
+    os.close(writer)
+    written = os.read(reader, 4096)
+    os.close(reader)
+    assert b"namespace must be 1 to 63 characters" in written
+    assert written.endswith(b"\n")
+
+
 def test_a_log_file_gets_the_lines_instead(certificate: Path, keyring: Path, tmp_path: Path) -> None:
     log = tmp_path / "resumed.log"
     log.write_text("before\n", encoding="ascii")

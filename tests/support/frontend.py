@@ -1,11 +1,13 @@
-"""A TLS frontend in a process of its own, with metrics."""
+"""TLS frontends at ports: in a process of its own, with metrics, and in this process."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 from support.tls import CERTIFICATE
@@ -13,6 +15,8 @@ from support.tls import CERTIFICATE
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from support.tls import Frontend
 
 
 @contextlib.contextmanager
@@ -38,3 +42,17 @@ def running_frontend(directory: Path, *options: str) -> Iterator[dict[str, int]]
             yield json.loads(process.stdout.readline())
         finally:
             process.terminate()
+
+
+@contextlib.contextmanager
+def listening(frontend: Frontend) -> Iterator[int]:
+    """Accept connections of a frontend at a port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    threading.Thread(target=frontend.serve, args=(listener.accept()[0],), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1]

@@ -106,7 +106,10 @@ void resumed_remove(SSL_CTX *context, const unsigned char *id, size_t length);
  */
 void resumed_remove_connection(SSL *connection);
 
-/* Waits until all sessions and removals so far are sent; returns 0 if that took longer than so many milliseconds. */
+/*
+ * Waits until all sessions and removals so far are sent; returns 0 if that took longer than so many milliseconds, or if a removal was
+ * refused or dropped and not requested again.
+ */
 int resumed_flush(SSL_CTX *context, unsigned milliseconds);
 
 /*

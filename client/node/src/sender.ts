@@ -50,6 +50,8 @@ export class Sender {
   readonly #removing = new Set<string>();
   /** The last removals that left the queue, with any outcome. */
   readonly #removed = new Set<string>();
+  /** Of those, at most MOST_REMOVED that were refused or dropped. */
+  readonly #failed = new Set<string>();
   #bytes = 0;
   #sending = false;
   #failures = 0;
@@ -75,7 +77,7 @@ export class Sender {
   submit(outgoing: Outgoing, urgent: boolean): Promise<void> {
     return new Promise((finished) => {
       if (this.#closed || this.#bytes + size(outgoing) > QUEUE_BYTES) {
-        this.#count(outgoing, "dropped");
+        this.#conclude(outgoing, "dropped");
         finished();
         return;
       }
@@ -93,8 +95,13 @@ export class Sender {
     return this.#removing.has(name) || this.#removed.has(name);
   }
 
-  /** Resolves when all that was submitted so far was sent, to true, or when `timeout` milliseconds have passed, to false. */
+  /** Sends what was submitted so far: see {@link Installation.flush}. */
   async flush(timeout: number): Promise<boolean> {
+    return (await this.#sent(timeout)) && this.#failed.size === 0;
+  }
+
+  /** Resolves when all that was submitted so far was sent, to true, or when `timeout` milliseconds have passed, to false. */
+  async #sent(timeout: number): Promise<boolean> {
     const last = this.#queue.at(-1);
     if (!last) return true;
     this.#schedule(0);
@@ -111,11 +118,11 @@ export class Sender {
   /** Accepts nothing more, sends the rest of the queue, for up to `timeout` milliseconds, and stops. */
   async close(timeout: number): Promise<void> {
     if (this.#closed) return;
-    if (this.#failures < PATIENCE) await this.flush(timeout);
+    if (this.#failures < PATIENCE) await this.#sent(timeout);
     this.#closed = true;
     clearTimeout(this.#timer);
     for (const entry of this.#queue) {
-      this.#count(entry, "dropped");
+      this.#conclude(entry, "dropped");
       entry.finished();
     }
     this.#queue = [];
@@ -172,7 +179,7 @@ export class Sender {
       if (results.length !== living.length) throw new Error("the number of results differs from the number of operations");
       for (const [index, entry] of batch.entries()) {
         const result = operations[index] && results.shift()?.result;
-        this.#count(entry, !result ? "expired" : result.$case === "error" ? "refused" : "stored");
+        this.#conclude(entry, !result ? "expired" : result.$case === "error" ? "refused" : "stored");
       }
     } catch (error) {
       // All entries stay in the queue, in their order: ids are write-once, so a second Put does no harm.
@@ -183,17 +190,9 @@ export class Sender {
     this.#queue.splice(0, batch.length);
     for (const entry of batch) {
       this.#bytes -= size(entry);
-      if (!entry.value) this.#remember(nameOf(entry.key));
       entry.finished();
     }
     return true;
-  }
-
-  /** Moves a removal from the queue to those that are remembered. */
-  #remember(name: string): void {
-    this.#removing.delete(name);
-    this.#removed.add(name);
-    if (this.#removed.size > MOST_REMOVED) this.#removed.delete(this.#removed.values().next().value ?? "");
   }
 
   #operation({ key, value, notAfter = 0, issued = 0 }: Outgoing, now: number): BatchOperation | undefined {
@@ -204,9 +203,19 @@ export class Sender {
     return { operation: { $case: "put", put: { namespace, key, value, ttl, issueTime, pinned: false } } };
   }
 
-  #count(outgoing: Outgoing, outcome: string): void {
-    if (outgoing.value) this.#recorder.count("puts", outcome);
-    else this.#recorder.count("removals", outcome === "stored" ? (outgoing.reason ?? "application") : outcome);
+  /** Counts the outcome of a Put or Remove that leaves the queue, and remembers a removal. */
+  #conclude({ key, value, reason }: Outgoing, outcome: string): void {
+    if (value) {
+      this.#recorder.count("puts", outcome);
+      return;
+    }
+    const [name, sent] = [nameOf(key), outcome === "stored"];
+    this.#recorder.count("removals", sent ? (reason ?? "application") : outcome);
+    this.#removing.delete(name);
+    this.#removed.add(name);
+    if (this.#removed.size > MOST_REMOVED) this.#removed.delete(this.#removed.values().next().value ?? "");
+    if (sent) this.#failed.delete(name);
+    else if (this.#failed.size < MOST_REMOVED) this.#failed.add(name);
   }
 }
 

@@ -173,10 +173,24 @@ test("a namespace at its limit of sessions loses new ones, and nothing else", as
   const shim = shimOf(fakeStore({ get, batch: (operations) => Promise.resolve(operations.map(() => refused)) }));
   for (let n = 0; n < 10; n++) {
     shim.remove(randomBytes(32), "application"); // refused as a Put would be
-    assert(await shim.flush(30_000));
+    await shim.flush(30_000);
     assert.equal((await shim.lookUp(ID, "", CONTEXT))?.outcome, "store");
   }
   assert.deepEqual([shim.stats.removals, shim.stats.misses, shim.breakerOpen], [{ refused: 10 }, {}, false]);
+  await shim.close(1000);
+});
+
+test("flush() reports a removal that failed until it is repeated", async () => {
+  const outcomes: BatchResult["result"][] = [
+    { $case: "error", error: { code: status.PERMISSION_DENIED, message: "", details: [] } },
+    { $case: "remove", remove: { removed: true } },
+  ];
+  const shim = shimOf(fakeStore({ batch: () => Promise.resolve([{ result: outcomes.shift() }]) }));
+  for (const removed of [false, true]) {
+    shim.remove(ID, "application");
+    assert.equal(await shim.flush(30_000), removed);
+  }
+  assert.deepEqual(shim.stats.removals, { refused: 1, application: 1 });
   await shim.close(1000);
 });
 

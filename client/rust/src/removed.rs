@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::sealing::StoreKey;
 
 /// How many removals are remembered.
-const REMEMBERED: usize = 4096;
+pub(crate) const REMEMBERED: usize = 4096;
 
 #[derive(Default)]
 pub(crate) struct Removed {

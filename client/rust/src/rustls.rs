@@ -100,7 +100,8 @@ impl Installation {
         }
     }
 
-    /// Waits until all sessions and removals so far are sent, and returns false if that took too long.
+    /// Waits until all sessions and removals so far are sent, and returns false if that took too long, or if a removal was refused or dropped
+    /// and not requested again.
     #[must_use]
     pub fn flush(&self, patience: Duration) -> bool {
         self.0.flush(patience)

@@ -1,6 +1,6 @@
 //! The write queue: sends Puts and Removes in the background, many operations in one Batch.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use crate::clock::unix_time;
 use crate::guarded_store::GuardedStore;
 use crate::options::When;
 use crate::pauses::Pauses;
-use crate::removed::Removed;
+use crate::removed::{REMEMBERED, Removed};
 use crate::sealing::StoreKey;
 use crate::stats::Kind;
 use crate::store::{Failure, ttl};
@@ -94,7 +94,21 @@ struct Queue {
     idle: bool,
     /// When the last item is due.
     last: Option<When>,
+    /// The sessions, at most `REMEMBERED`, whose removal was refused or dropped.
+    not_removed: HashSet<StoreKey>,
     closing: bool,
+}
+
+impl Queue {
+    /// Remembers the outcome of a removal.
+    fn conclude(&mut self, item: &Item, outcome: &'static str) {
+        let Item::Remove { key, .. } = item else { return };
+        if !matches!(outcome, "refused" | "dropped") {
+            self.not_removed.remove(key);
+        } else if self.not_removed.len() < REMEMBERED {
+            self.not_removed.insert(*key);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -119,6 +133,7 @@ impl Sender {
         }
         let mut queue = self.lock();
         if queue.closing || queue.bytes + item.size() > QUEUE_BYTES {
+            queue.conclude(&item, "dropped");
             drop(queue);
             store.count(item.counted("dropped"));
             return None;
@@ -146,7 +161,8 @@ impl Sender {
         waited.is_ok_and(|(_, outcome)| !outcome.timed_out())
     }
 
-    /// Sends all items of the queue at once, and returns false if that took longer than `patience`.
+    /// Sends all items of the queue at once, and returns false if that took longer than `patience` or a removal has failed that was not
+    /// submitted again.
     pub(crate) fn flush(&self, patience: Duration) -> bool {
         let last = {
             let mut queue = self.lock();
@@ -154,7 +170,7 @@ impl Sender {
             queue.submitted
         };
         self.work.notify_one();
-        self.wait(last, patience)
+        self.wait(last, patience) && self.lock().not_removed.is_empty()
     }
 
     /// Returns whether this process, or one that it was forked from, has removed a session lately.
@@ -282,6 +298,7 @@ impl Sender {
                 Some(Some(batch_result::Result::Error(_)) | None) => "refused",
                 Some(_) => "stored",
             };
+            queue.conclude(&item, outcome);
             store.count(item.counted(outcome));
         }
         drop(queue);
@@ -291,5 +308,22 @@ impl Sender {
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removal_that_failed_is_remembered_until_it_is_repeated() {
+        let remove = || Item::Remove { key: [1; 32], reason: "application", end: None };
+        let mut queue = Queue::default();
+        for outcome in ["refused", "dropped"] {
+            queue.conclude(&remove(), outcome);
+            assert!(!queue.not_removed.is_empty());
+            queue.conclude(&remove(), "stored");
+            assert!(queue.not_removed.is_empty());
+        }
     }
 }

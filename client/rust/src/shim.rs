@@ -246,7 +246,8 @@ impl Shim {
         log::error!("a session callback failed; the handshake goes on without resumption");
     }
 
-    /// Waits until all Puts and removals so far are sent, and returns false if that took too long.
+    /// Waits until all Puts and removals so far are sent, and returns false if that took too long, or if a removal was refused or dropped
+    /// and not requested again.
     pub fn flush(&self, patience: Duration) -> bool {
         self.running().is_none_or(|process| process.sender.flush(patience))
     }

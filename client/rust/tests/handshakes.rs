@@ -41,6 +41,24 @@ fn any_frontend_resumes_what_any_other_negotiated() {
     }
 }
 
+/// rustls offers a session of TLS 1.2 to its session storage as well, although it sends a ticket.
+#[test]
+fn a_full_handshake_of_tls_1_2_stores_one_session() {
+    let Some(store) = shared_store() else { return };
+    let (sessions, peers) = (sessions(store, "one", |_| ()), Peers::new(&TLS12));
+    assert!(!peers.connect(&sessions));
+    assert!(sessions.flush(PATIENCE));
+    assert_eq!(sessions.stats().puts, [("stored", 1)].into());
+}
+
+#[test]
+fn the_first_session_of_a_handshake_that_issues_no_other_is_sent_too() {
+    let Some(store) = shared_store() else { return };
+    let shim = Shim::new(options(store, "first"), Format::Rustls).unwrap();
+    let _ = shim.negotiated(&shim.issue_id(), &envelope(b"session"), shim.not_after(), When::WithNext);
+    eventually(|| shim.stats().puts == [("stored", 1)].into());
+}
+
 #[test]
 fn of_all_who_are_offered_a_single_use_session_one_resumes_it() {
     let Some(store) = shared_store() else { return };

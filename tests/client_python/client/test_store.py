@@ -119,3 +119,10 @@ def test_a_closed_store_connects_again(store: StoreClient, key: bytes) -> None:
     store.close()
     store.close()
     assert store.get(key) is not None
+
+
+def test_the_first_answer_of_a_stream_is_a_batch_of_it(store: StoreClient) -> None:
+    """A mirror is up to date with that answer, and not one heartbeat later."""
+    with store.watch() as watch:
+        watch.cancel()  # nothing else is received
+        assert next(iter(watch)).live

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +25,7 @@ from resumed._transport.http2 import (
     Status,
     request_headers,
 )
+from support.tls import client_context, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -420,3 +423,23 @@ def test_a_call_that_lasts_is_sent_in_time_or_not_at_all(peer: Peer) -> None:
         peer.connection.answer(time.monotonic() + 0.05)
     with pytest.raises(TimeoutError):
         peer.connection.request(CALL, b"request", time.monotonic() + 0.05, lasts=True)
+
+
+def test_after_a_cancelled_call_nothing_is_read_without_tls() -> None:
+    """A socket that forgets its TLS object would hand plaintext of the network to the caller."""
+    ours, theirs = socket.socketpair()
+    with ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(server_context("ssl").wrap_socket, theirs, server_side=True)
+        context = client_context(ssl.TLSVersion.TLSv1_3)
+        connection = Connection(context.wrap_socket(ours, server_hostname="localhost"))
+        peer = accepted.result(SOON)
+    end = time.monotonic() + SOON
+    connection.request(CALL, b"request", end, lasts=True)
+    peer.sendall(HEAD + frame(DATA, 0, 1, message(b"first")))
+    assert connection.message(end) == b"first"
+    socket.socket.sendall(peer, frame(DATA, 0, 1, message(b"forged")))
+    connection.cancel()
+    with pytest.raises(ConnectionBroken):
+        connection.message(end)
+    connection.close()
+    peer.close()

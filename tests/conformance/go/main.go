@@ -3,6 +3,7 @@ package main
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"flag"
 	"fmt"
 	"log"
@@ -21,6 +22,7 @@ import (
 
 func main() {
 	certificate := flag.String("certificate", "", "file with the certificate and its key")
+	clientCA := flag.String("client-ca", "", "file with the authorities of the client certificates that are required")
 	target := flag.String("target", "", "where the store is; without one there is no shim")
 	ticketKey := flag.String("ticket-key", "", "file with the key of tickets that others have too, where there is no shim")
 	namespace := flag.String("namespace", "", "of the sessions")
@@ -36,6 +38,12 @@ func main() {
 	pair, err := tls.LoadX509KeyPair(*certificate, *certificate)
 	check(err)
 	config := &tls.Config{Certificates: []tls.Certificate{pair}}
+	if *clientCA != "" {
+		authorities, err := os.ReadFile(*clientCA)
+		check(err)
+		config.ClientAuth, config.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
+		config.ClientCAs.AppendCertsFromPEM(authorities)
+	}
 	end := func() error { return nil }
 	switch {
 	case *target != "":

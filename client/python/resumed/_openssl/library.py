@@ -100,6 +100,7 @@ _QUICK: dict[str, tuple[Any, list[Any]]] = {
     "SSL_SESSION_free": (None, [c_void_p]),
     "SSL_SESSION_get0_id_context": (c_void_p, [c_void_p, POINTER(c_uint)]),
     "SSL_SESSION_get0_peer": (c_void_p, [c_void_p]),
+    "SSL_SESSION_get0_ticket": (None, [c_void_p, POINTER(c_void_p), POINTER(c_size_t)]),
     "SSL_SESSION_get_ex_data": (c_void_p, [c_void_p, c_int]),
     "SSL_SESSION_set_ex_data": (c_int, [c_void_p, c_int, c_void_p]),
     "SSL_SESSION_get_id": (c_void_p, [c_void_p, POINTER(c_uint)]),

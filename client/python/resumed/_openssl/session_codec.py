@@ -71,6 +71,12 @@ class SessionCodec:
         data = self._library.SSL_SESSION_get_id(session, byref(length))
         return string_at(data, length.value) if length.value else b""
 
+    def ticket_of(self, session: int) -> bytes:
+        """Return the ticket that a client received with it; empty if it has none."""
+        ticket, length = c_void_p(), c_size_t()
+        self._library.SSL_SESSION_get0_ticket(session, byref(ticket), byref(length))
+        return string_at(ticket.value, length.value) if ticket.value else b""
+
     def serialized(self, session: int) -> bytes:
         """Return its bytes: i2d_SSL_SESSION(3)."""
         length = self._library.i2d_SSL_SESSION(session, None)

@@ -23,6 +23,28 @@ def session_ids(source: object) -> frozenset[bytes]:
         TypeError: It is nothing of that kind.
         ValueError: The connection has no session: its handshake is not over, or it is closed.
     """
+    codec, session = session_of(source)
+    state = codec.ticket_state(session)
+    if state:
+        return frozenset({state.lineage})
+    ids = {codec.id_of(session)}
+    with suppress(ForeignData):
+        memory = codec.memory(session)
+        ids |= memory.ids if memory else set()
+    return frozenset(ids - {b""})
+
+
+def session_of(source: object) -> tuple[SessionCodec, int]:
+    """Return the pointer to a connection's session, good as long as `source`, and the codec of its library.
+
+    Args:
+        source: As for session_ids().
+
+    Raises:
+        TypeError: It is nothing of that kind.
+        UnsupportedContext: Its libssl cannot be reached.
+        ValueError: The connection has no session: its handshake is not over, or it is closed.
+    """
     pyopenssl: Any = sys.modules.get("OpenSSL.SSL")
     if pyopenssl and isinstance(source, (pyopenssl.Connection, pyopenssl.Session)):
         session = source if isinstance(source, pyopenssl.Session) else source.get_session()
@@ -41,12 +63,4 @@ def session_ids(source: object) -> frozenset[bytes]:
         pointer = session and c_void_p.from_address(id(session) + object.__basicsize__).value
     if not pointer:
         raise ValueError("the connection has no session: its handshake is not over, or it is closed")
-    codec = SessionCodec(library)
-    state = codec.ticket_state(pointer)
-    if state:
-        return frozenset({state.lineage})
-    ids = {codec.id_of(pointer)}
-    with suppress(ForeignData):
-        memory = codec.memory(pointer)
-        ids |= memory.ids if memory else set()
-    return frozenset(ids - {b""})
+    return SessionCodec(library), pointer

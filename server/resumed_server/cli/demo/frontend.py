@@ -53,6 +53,11 @@ class SslStack:
         if tickets is not None:
             self.context.num_tickets = tickets
 
+    def require_clients_of(self, authorities: str) -> None:
+        """Require a client certificate of one of the authorities in a file."""
+        self.context.load_verify_locations(authorities)
+        self.context.verify_mode = ssl.CERT_REQUIRED
+
     @contextlib.contextmanager
     def accept_tls(self, connection: socket.socket) -> Iterator[tuple[Peer, str | None]]:
         """Shake hands, and close the connection at the end."""
@@ -75,6 +80,12 @@ class PyOpenSSLStack:
         self.context.use_certificate_chain_file(certificate)
         self.context.use_privatekey_file(certificate)
         self._connection = SSL.Connection
+        self._required = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT
+
+    def require_clients_of(self, authorities: str) -> None:
+        """Require a client certificate of one of the authorities in a file."""
+        self.context.load_verify_locations(authorities)
+        self.context.set_verify(self._required)
 
     @contextlib.contextmanager
     def accept_tls(self, connection: socket.socket) -> Iterator[tuple[Peer, str | None]]:
@@ -112,6 +123,10 @@ class Frontend:
         self._shim = resumed.install(self._stack.context, ignore_id_context=True, **store) if store else None
         self._introduction = {"frontend": name, "stack": stack}
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    def require_clients_of(self, authorities: str) -> None:
+        """Require a client certificate of one of the authorities in a file; before the first connection."""
+        self._stack.require_clients_of(authorities)
 
     def export(self) -> int:
         """Serve metrics for Prometheus, on a port of 127.0.0.1 that is returned."""
@@ -180,6 +195,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--stack", choices=STACKS, required=True)
     parser.add_argument("--name", required=True, help="how it introduces itself")
     parser.add_argument("--certificate", required=True, metavar="FILE", help="certificate and private key, as PEM")
+    parser.add_argument("--client-ca", metavar="FILE", help="require client certificates of these authorities, as PEM")
     parser.add_argument("--num-tickets", type=int, metavar="N", help="TLS 1.3 tickets a handshake")
     parser.add_argument("--metrics", action="store_true", help="serve metrics for Prometheus; the line says where")
     store = parser.add_argument_group("the store (without --target: no shim), see resumed.install()")
@@ -208,13 +224,15 @@ def main() -> None:
     parser = _arguments()
     given = vars(parser.parse_args())
     name, stack, certificate, tickets = (given.pop(each) for each in ("name", "stack", "certificate", "num_tickets"))
-    metrics = given.pop("metrics")
+    metrics, client_ca = given.pop("metrics"), given.pop("client_ca")
     # Waited for below, and by no thread that starts from here on: one that arrived just before a blocking call is lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         if tls := {each: given.pop(each) for each in ("ca", "cert", "key") if each in given}:
             given["credentials"] = resumed.Credentials(**tls)
         server = Frontend(name, stack, certificate, tickets, given if given["target"] else None)
+        if client_ca:
+            server.require_clients_of(client_ca)
     except (resumed.ResumedError, ImportError, OSError, TypeError, ValueError) as error:
         parser.error(str(error))
     listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)

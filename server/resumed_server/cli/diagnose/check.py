@@ -149,6 +149,14 @@ class RoundTrip:
         self.keyring = resumed.Keyring.load(self._keyring_file)
         return f"key ids {', '.join(self.keyring.key_ids)}"
 
+    def namespaces(self) -> list[str]:
+        """Return the namespaces in the store; none if this client has no grant for its statistics."""
+        with resumed.Admin(self._target, deadline=self._deadline, credentials=self._tls.credentials()) as admin:
+            try:
+                return list(admin.stats())
+            except resumed.StoreError:
+                return []
+
     def _connect(self) -> str:
         try:
             self._request_health()

@@ -50,6 +50,12 @@ def doctor(
             help="A running frontend to connect to; repeat it to offer the sessions of one frontend to the next.",
         ),
     ] = None,
+    sni: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Server name to send to all frontends. Default: the host of the first --frontend."
+        ),
+    ] = None,
     deadline: Deadline = 2.0,
     as_json: AsJson = False,
     tls: TlsOptions,
@@ -68,7 +74,7 @@ def doctor(
                 "this machine": run(_machine(round_trip, tls), to_the_end=True),
                 f"the store at {target}": run(_store(target, round_trip)),
             }
-            frontend_checks = FrontendChecks(namespace, round_trip)
+            frontend_checks = FrontendChecks(namespace, round_trip, sni)
             for address in frontend or []:
                 examinations[f"the frontend at {address}"] = run(frontend_checks.checks_of(address))
     except resumed.CredentialsError as error:
