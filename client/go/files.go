@@ -26,12 +26,14 @@ type files struct {
 	mu        sync.Mutex   // guards what follows
 	seen      []fs.FileInfo
 	taken     []fs.FileInfo
+	takenAt   time.Time
 	complaint string
 }
 
 // newFiles returns files with their present state; call it before the first read, so that a change in between is noticed.
 func newFiles(what string, logger *slog.Logger, paths ...string) *files {
-	f := &files{paths: paths, what: what, logger: logger, started: time.Now()}
+	now := time.Now()
+	f := &files{paths: paths, what: what, logger: logger, started: now, takenAt: now}
 	if f.logger == nil {
 		f.logger = slog.Default()
 	}
@@ -63,7 +65,7 @@ func (f *files) follow(read func() (slog.Attr, error)) {
 		news, err = read()
 	}
 	if err == nil {
-		f.taken, f.complaint = seen, ""
+		f.taken, f.takenAt, f.complaint = seen, time.Now(), ""
 		f.logger.Info(f.what+" read again", news)
 		return
 	}
@@ -71,6 +73,13 @@ func (f *files) follow(read func() (slog.Attr, error)) {
 		f.logger.Error(f.what+" not read again, what was read before stays", "error", err)
 	}
 	f.complaint = err.Error()
+}
+
+// lastReload returns whether the present content of the files is in use, and when content that is in use was last read.
+func (f *files) lastReload() (successful bool, at time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.complaint == "", f.takenAt
 }
 
 func (f *files) look() ([]fs.FileInfo, error) {

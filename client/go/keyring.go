@@ -123,6 +123,16 @@ func (k *Keyring) current() []*fleetKey {
 	return *k.keys.Load()
 }
 
+// lastReload is that of the keyring's file, which is checked if it is time; ok is false if the keys are not from a file.
+func (k *Keyring) lastReload() (successful bool, at time.Time, ok bool) {
+	if k.files == nil {
+		return false, time.Time{}, false
+	}
+	k.current()
+	successful, at = k.files.lastReload()
+	return successful, at, true
+}
+
 func (k *Keyring) read() (slog.Attr, error) {
 	keys, err := readKeyring(k.files.paths[0])
 	if err != nil {

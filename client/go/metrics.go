@@ -67,42 +67,85 @@ func metricsOf(sessions []*Installation) []byte {
 		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_duration_seconds_count{session_namespace=%q} %d\n", namespace, count)
 		_, _ = fmt.Fprintf(&text, "resumed_frontend_lookup_duration_seconds_sum{session_namespace=%q} %v\n", namespace, sum.total.Seconds())
 	}
-	gauge := func(name, help string, value func(*sum) int, namespaces []string) {
+	gauge := func(name, help string, value func(*sum) *int64) {
+		having := slices.DeleteFunc(slices.Clone(namespaces), func(namespace string) bool { return value(all[namespace]) == nil })
+		if len(having) == 0 {
+			return
+		}
 		head(name, "gauge", help)
-		for _, namespace := range namespaces {
-			_, _ = fmt.Fprintf(&text, "resumed_frontend_%s{session_namespace=%q} %d\n", name, namespace, value(all[namespace]))
+		for _, namespace := range having {
+			_, _ = fmt.Fprintf(&text, "resumed_frontend_%s{session_namespace=%q} %d\n", name, namespace, *value(all[namespace]))
 		}
 	}
 	gauge("breaker_open", "Whether the circuit breaker is open, so that handshakes make no look-ups.",
-		func(sum *sum) int { return sum.open }, namespaces)
-	if len(sharing) > 0 {
-		gauge("removals_live", "Whether the removals of tickets are received.", func(sum *sum) int { return sum.live }, sharing)
-		gauge("removals_held", "Removals of tickets that are in force.", func(sum *sum) int { return sum.removals }, sharing)
-		gauge("ticket_secrets_held", "Secrets that may open a ticket.", func(sum *sum) int { return sum.secrets }, sharing)
-	}
+		func(sum *sum) *int64 { return sum.breakerOpen })
+	gauge("keyring_last_reload_successful", "Whether the present content of the keyring file is in use.",
+		func(sum *sum) *int64 { return sum.keyringInUse })
+	gauge("keyring_last_reload_success_timestamp_seconds", "Time of the last successful reload of the keyring file, in Unix seconds.",
+		func(sum *sum) *int64 { return sum.keyringRead })
+	gauge("removals_live", "Whether the removals of tickets are received.", func(sum *sum) *int64 { return sum.removalsLive })
+	gauge("removals_held", "Removals of tickets that are in force.", func(sum *sum) *int64 { return sum.removals })
+	gauge("ticket_secrets_held", "Secrets that may open a ticket.", func(sum *sum) *int64 { return sum.secrets })
+	gauge("ticket_secret_created_timestamp_seconds", "Creation of the secret that encrypts new tickets, in Unix seconds.",
+		func(sum *sum) *int64 { return sum.secretCreated })
+	gauge("ticket_secret_held_over", "Whether the secret that encrypts new tickets is that of an epoch that has ended.",
+		func(sum *sum) *int64 { return sum.secretHeldOver })
 	return text.Bytes()
 }
 
-// A sum has the counts and states of a namespace.
+// A sum has the counts of a namespace, and the states of its installations: of each state that of the installation where it is worst,
+// nil if no installation has it.
 type sum struct {
 	recorder
-	open     int  // 1 if one of the breakers is open
-	tickets  bool // whether some installations share tickets; the rest is of these
-	live     int  // 1 if all of them receive removals
-	removals int  // the largest number of removals
-	secrets  int  // the smallest number of secrets
+	tickets                       bool // whether some installations share tickets
+	breakerOpen                   *int64
+	keyringInUse, keyringRead     *int64
+	removalsLive                  *int64
+	removals, secrets             *int64
+	secretCreated, secretHeldOver *int64
 }
 
-// addTickets adds the states of installations that share tickets.
-func (s *sum) addTickets(sessions *Installation) {
-	live, removals, secrets := 0, sessions.tickets.removals.count(), sessions.tickets.secrets.count()
-	if sessions.RemovalsLive() {
-		live = 1
+// addStates adds the states of an installation.
+func (s *sum) addStates(sessions *Installation) {
+	s.breakerOpen = largest(s.breakerOpen, number(sessions.BreakerOpen()))
+	if successful, at, ok := sessions.options.Keyring.lastReload(); ok {
+		s.keyringInUse = smallest(s.keyringInUse, number(successful))
+		s.keyringRead = smallest(s.keyringRead, at.Unix())
 	}
-	if s.tickets {
-		live, removals, secrets = min(live, s.live), max(removals, s.removals), min(secrets, s.secrets)
+	tickets := sessions.tickets
+	if tickets == nil {
+		return
 	}
-	s.tickets, s.live, s.removals, s.secrets = true, live, removals, secrets
+	s.tickets = true
+	s.removalsLive = smallest(s.removalsLive, number(sessions.RemovalsLive()))
+	s.removals = largest(s.removals, int64(tickets.removals.count()))
+	s.secrets = smallest(s.secrets, int64(tickets.secrets.count()))
+	now := sessions.now()
+	if created, heldOver, ok := tickets.secrets.encryptingSince(tickets.keyring.current(), epochAt(now, tickets.rotation), now); ok {
+		s.secretCreated = smallest(s.secretCreated, created.Unix())
+		s.secretHeldOver = largest(s.secretHeldOver, number(heldOver))
+	}
+}
+
+func number(state bool) int64 {
+	if state {
+		return 1
+	}
+	return 0
+}
+
+func smallest(known *int64, value int64) *int64 {
+	if known != nil {
+		value = min(value, *known)
+	}
+	return &value
+}
+
+func largest(known *int64, value int64) *int64 {
+	if known != nil {
+		value = max(value, *known)
+	}
+	return &value
 }
 
 func byNamespace(sessions []*Installation) (namespaces []string, all map[string]*sum) {
@@ -114,12 +157,7 @@ func byNamespace(sessions []*Installation) (namespaces []string, all map[string]
 			all[namespace] = &sum{}
 		}
 		all[namespace].add(&s.recorder)
-		if s.tickets != nil {
-			all[namespace].addTickets(s)
-		}
-		if s.BreakerOpen() {
-			all[namespace].open = 1
-		}
+		all[namespace].addStates(s)
 	}
 	slices.Sort(namespaces)
 	return namespaces, all

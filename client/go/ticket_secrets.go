@@ -92,9 +92,29 @@ func (s *secrets) opener(name keyName, salt []byte) (key ticketKey, ok bool) {
 func (s *secrets) encrypter(keys []*fleetKey, present epoch, now time.Time, salt []byte) (key ticketKey, ok bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	secret := s.encrypting(keys, present, now)
+	if secret == nil {
+		return ticketKey{}, false
+	}
+	return secret.ticketKey(salt), true
+}
+
+// encryptingSince returns when the secret that encrypts new tickets was created, and whether it is that of an earlier epoch; ok is false
+// if there is none.
+func (s *secrets) encryptingSince(keys []*fleetKey, present epoch, now time.Time) (created time.Time, heldOver, ok bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	secret := s.encrypting(keys, present, now)
+	if secret == nil {
+		return time.Time{}, false, false
+	}
+	return secret.created, secret.epoch.start != present.start, true
+}
+
+func (s *secrets) encrypting(keys []*fleetKey, present epoch, now time.Time) *ticketSecret {
 	for _, each := range keys {
 		if secret := s.agreed[slotOf(each.id, present)]; secret != nil && now.Before(secret.notAfter) {
-			return secret.ticketKey(salt), true
+			return secret
 		}
 	}
 	var latest *ticketSecret
@@ -104,10 +124,7 @@ func (s *secrets) encrypter(keys []*fleetKey, present epoch, now time.Time, salt
 			latest = secret
 		}
 	}
-	if latest == nil {
-		return ticketKey{}, false
-	}
-	return latest.ticketKey(salt), true
+	return latest
 }
 
 func hasKey(keys []*fleetKey, id [keyIDSize]byte) bool {

@@ -106,8 +106,8 @@ DASHBOARDS = {
             "Evicted and swept",
             "cps",
             {
-                "evicted for room": _rate("resumed_evicted_sessions_total", "instance"),
-                "swept": _rate("resumed_swept_entries_total", "instance"),
+                "{{instance}} evicted for room": _rate("resumed_evicted_sessions_total", "instance"),
+                "{{instance}} swept": _rate("resumed_swept_entries_total", "instance"),
             },
             "Live sessions are evicted when the store is full; expired ones are swept.",
         ),
@@ -125,7 +125,7 @@ DASHBOARDS = {
         Panel(
             "Processor",
             "percentunit",
-            {"worker {{worker}}": _rate("resumed_worker_process_cpu_seconds_total", "instance, worker")},
+            {"{{instance}} worker {{worker}}": _rate("resumed_worker_process_cpu_seconds_total", "instance, worker")},
         ),
         Panel(
             "Memory",
@@ -156,6 +156,20 @@ DASHBOARDS = {
                 "{{instance}}": _series("resumed_connections"),
                 "{{instance}} maximum": _series("resumed_max_connections"),
             },
+        ),
+        Panel(
+            "Connections to Redis",
+            "short",
+            {
+                "{{instance}} {{state}}": _series("resumed_storage_connections"),
+                "{{instance}} maximum": _series("resumed_storage_max_connections"),
+            },
+        ),
+        Panel(
+            "Connections to Redis that were opened",
+            "cps",
+            {"{{instance}}": _rate("resumed_storage_connections_opened_total", "instance")},
+            "None on a good day.",
         ),
         Panel(
             "TLS handshakes refused",
@@ -258,6 +272,22 @@ DASHBOARDS = {
                 "{{session_namespace}} removals": _by_namespace("max", "resumed_frontend_removals_held"),
                 "{{session_namespace}} secrets": _by_namespace("min", "resumed_frontend_ticket_secrets_held"),
             },
+        ),
+        Panel(
+            "Age of the secrets that encrypt tickets",
+            "s",
+            {
+                "{{session_namespace}}": _by_namespace(
+                    "max", "resumed_frontend_ticket_secret_created_timestamp_seconds", "time() - "
+                )
+            },
+            "At most two rotations, unless the store does not answer.",
+        ),
+        Panel(
+            "Reloads of keyrings",
+            "short",
+            {"{{session_namespace}}": _by_namespace("min", "resumed_frontend_keyring_last_reload_successful")},
+            "1 if the present content of the file is in use. With 0 a restarted frontend would not start.",
         ),
     ],
 }

@@ -14,7 +14,6 @@ import argparse
 import base64
 import contextlib
 import signal
-import ssl
 import sys
 import time
 from collections import Counter
@@ -31,12 +30,13 @@ sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", 
 
 import resumed
 from conformance.client import HOSTS, Client, id_of
-from conformance.fleet import BUILD, Fleet, Stack, fleet, table
+from conformance.fleet import BUILD, VERSIONS, Fleet, Stack, fleet, table
 from resumed_server.cli.diagnose.issued_session import SessionReader
 from support.server import running_server
 from support.waiting import until
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Sequence
 
 AT_ONCE = 4
@@ -46,7 +46,6 @@ DELAY = 2.0
 TICKETS = 10
 """Tickets in each case, beside those of single use."""
 CASES = ("removed", "purged", "another server name", "another namespace", "another client certificate")
-VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 @dataclass
@@ -194,7 +193,11 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all that was started is ended
     console = Console(width=140)
-    stacks = [each for each in table()[1] if each.ticket_options is not None and each.available]
+    stacks = [
+        each
+        for each in table()[1]
+        if each.available and (with_tickets := each.in_mode("tickets")) and "single_use" not in with_tickets.cannot
+    ]
     if options.only:
         stacks = [each for each in stacks if each.name in options.only]
     BUILD.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,10 @@ class Client:
         with self.connect(port, session, host) as connection:
             return seen(connection)
 
+    def comes_back(self, port: int) -> bool:
+        """Return whether a new session resumes."""
+        return self.visit(port, self.visit(port).session).resumed
+
     @contextlib.contextmanager
     def connect(self, port: int, session: ssl.SSLSession | None = None, host: str = HOSTS[0]) -> Iterator[Connection]:
         """Shake hands and exchange a few bytes."""

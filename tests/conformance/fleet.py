@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import resumed
 from conformance.client import HOSTS, Client
 from resumed._crypto.store_key import StoreKeys
 from support.tls import CA
+from support.waiting import until
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / ".build" / "frontends"
+VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+"""The versions of TLS, by their names in the table."""
+MODES = ("stored", "tickets")
+"""Whether the store or the clients keep the sessions."""
 DEADLINE = 5.0
 """Deadline in seconds of lookups in tests that do not test lateness, for a loaded machine."""
 _PATIENCE = 10
@@ -45,6 +50,7 @@ class Behaviour:
     situation: str
     must: str
     scenario: str
+    modes: list[str] = field(default_factory=lambda: list(MODES))
 
 
 @dataclass(frozen=True)
@@ -56,20 +62,32 @@ class Stack:
     command: list[str]
     single_use: list[str]
     ticket_options: list[str] | None = None
+    ticket_format: str = ""
     client_ca: list[str] | None = None
     any_id: list[str] = field(default_factory=list)
     build: list[str] = field(default_factory=list)
     vectors: list[str] = field(default_factory=list)
     sealing: str = ""
     needs: str = "sh"
+    stored: bool = True
     tickets: bool = False
     cannot: dict[str, str] = field(default_factory=dict)
+    cannot_with_tickets: dict[str, str] = field(default_factory=dict)
     versions: list[str] = field(default_factory=lambda: ["1.2", "1.3"])
 
     @property
     def available(self) -> bool:
         """Whether this machine can run it."""
         return shutil.which(self.needs) is not None
+
+    def in_mode(self, mode: str) -> Stack | None:
+        """Return the frontend in a mode, or None if it does not have that."""
+        if mode == "stored":
+            return self if self.stored else None
+        if self.ticket_options is None:
+            return None
+        cannot = self.cannot | self.cannot_with_tickets
+        return replace(self, tickets=True, format=self.ticket_format or self.format, cannot=cannot)
 
     def run(self, command: list[str]) -> None:
         """Run one of its commands in the root of the repository; raise CalledProcessError if that fails."""
@@ -125,7 +143,7 @@ class Fleet:
             deadline: Of its look-ups, in seconds.
             single_use: Whether a session resumes once.
             any_id: Whether it accepts ids of other stacks.
-            tickets: Whether it issues tickets.
+            tickets: Whether it issues tickets. With `stack.tickets` it does, and this waits until it resumes them.
             clients_of: The authority of the client certificates that it requires; None to request none.
             visitor: The client whose certificate it accepts; None for one without a certificate.
         """
@@ -133,7 +151,7 @@ class Fleet:
         client_ca = self._directory / f"clients-{len(self._processes)}.pem"
         options = [*(stack.single_use if single_use else []), *(stack.any_id if any_id else [])]
         environment = dict(os.environ)
-        if tickets:
+        if tickets or stack.tickets:
             options += stack.ticket_options or []
             environment |= {"RESUMED_SESSIONS": "tickets", "RESUMED_TICKETS_TLS12": "1"}  # for those without options
         if clients_of:
@@ -165,6 +183,9 @@ class Fleet:
         assert port, f"{stack.name} did not start"
         for host in HOSTS:  # a process learns from a full handshake which context serves a name
             (visitor or Client(ssl.TLSVersion.TLSv1_2)).visit(int(port[1]), None, host)
+        if stack.tickets:
+            client = Client(VERSIONS[stack.versions[-1]])
+            until(lambda: client.comes_back(int(port[1])))
         return int(port[1])
 
     def store_key(self, session_id: bytes) -> bytes:

@@ -1,6 +1,6 @@
-"""Holds every frontend to behaviour.toml and prints the matrix: `python tests/conformance/run.py` (`make frontends`).
+"""Holds every frontend to behaviour.toml, and prints a matrix for each mode: `make frontends`.
 
-Exits 1 if a cell is not as it must be. --write puts the matrix into docs/languages.md.
+Exits 1 if a cell is not as it must be. --write puts the matrices into docs/languages.md.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conformance import scenarios
 from conformance.client import Client
-from conformance.fleet import BUILD, ROOT, Behaviour, Stack, table
+from conformance.fleet import BUILD, MODES, ROOT, VERSIONS, Behaviour, Stack, table
 from support.server import running_server
-from support.tls import VERSIONS
 
 if TYPE_CHECKING:
     import ssl
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "languages.md"
 BEGIN, END = "<!-- matrix: written by `make frontends` -->", "<!-- end of the matrix -->"
 _FORMATS = "A format in a cell: the session is serialized in a way of its own, which the other stack cannot read."
-NAMES = {version: version.name.replace("TLSv1_", "1.") for version in VERSIONS}
+NAMES = {version: name for name, version in VERSIONS.items()}
+_WITH_TICKETS = 'With `sessions="tickets"`, where clients keep the sessions:'
 
 console = Console(stderr=True)
 
@@ -71,12 +71,14 @@ def attempt(scenario: str, *arguments: object) -> str:
 
 
 def common(*stacks: Stack) -> list[ssl.TLSVersion]:
-    """Return the versions of TLS in which all of these keep their sessions in the store."""
-    return [version for version in VERSIONS if all(NAMES[version] in stack.versions for stack in stacks)]
+    """Return the versions of TLS in which all of these share their sessions."""
+    return [version for name, version in VERSIONS.items() if all(name in stack.versions for stack in stacks)]
 
 
-def run(behaviours: list[Behaviour], stacks: list[Stack], target: str, at_once: int) -> tuple[str, int]:
-    """Run everything; return the matrix as Markdown, and how many cells are not as they must be."""
+def run(
+    behaviours: list[Behaviour], stacks: list[Stack], vectors: dict[str, str], target: str, at_once: int
+) -> tuple[str, int]:
+    """Run everything but the vectors; return the matrix as Markdown, and how many cells are not as they must be."""
     matrix = Matrix(stacks)
     pairs = [(a, b) for a, b in permutations(stacks, 2) if a.format == b.format]
     with ThreadPoolExecutor(at_once) as pool:
@@ -92,7 +94,6 @@ def run(behaviours: list[Behaviour], stacks: list[Stack], target: str, at_once: 
             for a, b in pairs
             for version in common(a, b)
         }
-        vectors = {stack.name: pool.submit(vector_cell, stack) for stack in stacks}
     lines = [
         "| Callback | Situation | What must happen | " + " | ".join(stack.name for stack in stacks) + " |",
         "|---" * (3 + len(stacks)) + "|",
@@ -108,10 +109,11 @@ def run(behaviours: list[Behaviour], stacks: list[Stack], target: str, at_once: 
         }
         shown = " | ".join(matrix.cell(stack, row.scenario, outcomes[stack.name]) for stack in stacks)
         lines.append(f"| {row.callback} | {row.situation} | {row.must} | {shown} |")
-    passed = [vectors[stack.name].result() for stack in stacks]
+    passed = [vectors[stack.name] for stack in stacks]
     matrix.failures += passed.count("**failed**")
     lines.append("| | the vectors of sealing and ids | they pass | " + " | ".join(passed) + " |")
-    lines += ["", *(f"[{number}] {reason}.  " for number, reason in enumerate(matrix.reasons, 1))]
+    if matrix.reasons:
+        lines += ["", *(f"[{number}] {reason}.  " for number, reason in enumerate(matrix.reasons, 1))]
     lines += ["", "The stack in the column resumes sessions of the stack in the row, and the reverse:", ""]
     lines += ["| | " + " | ".join(stack.name for stack in stacks) + " |", "|---" * (1 + len(stacks)) + "|"]
     for giver in stacks:
@@ -150,6 +152,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make frontends", description=__doc__)
     parser.add_argument("--only", nargs="*", metavar="NAME", help="frontends")
     parser.add_argument("--scenario", nargs="*", metavar="NAME", help="rows")
+    parser.add_argument("--mode", choices=MODES, action="append", help="both, if not given")
     parser.add_argument("--at-once", type=int, default=2, metavar="N", help="scenarios at once (2)")
     parser.add_argument("--write", action="store_true", help="put the matrix into docs/languages.md")
     parser.add_argument("--no-build", action="store_true", help="what was built before")
@@ -170,8 +173,16 @@ def main() -> int:
             stack.run(stack.build)
             built.append(stack.build)
     started = time.monotonic()
-    with running_server() as store:
-        matrix, failures = run(behaviours, stacks, store.target, arguments.at_once)
+    vectors = {stack.name: vector_cell(stack) for stack in stacks}
+    matrices, failures = [], 0
+    for mode in arguments.mode or MODES:
+        rows = [row for row in behaviours if mode in row.modes]
+        frontends = [frontend for stack in stacks if (frontend := stack.in_mode(mode))]
+        with running_server() as store:
+            matrix, failed = run(rows, frontends, vectors, store.target, arguments.at_once)
+        matrices.append(matrix)
+        failures += failed
+    matrix = f"\n\n{_WITH_TICKETS}\n\n".join(matrices)
     sys.stdout.write(f"{matrix}\n")
     console.print(f"{failures} failed, {time.monotonic() - started:.0f} s")
     if arguments.write:

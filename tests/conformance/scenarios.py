@@ -6,6 +6,8 @@ They see frontends as clients and operators do, through TLS and the store, so th
 from __future__ import annotations
 
 import base64
+import contextlib
+import signal
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ import resumed
 from conformance.client import HOSTS, Client, id_of, seen
 from conformance.fleet import Fleet, fleet
 from conformance.liar import lying_store
+from resumed_server.cli.diagnose.issued_session import SessionReader
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -93,7 +96,7 @@ def down(stack: Stack, target: str, client: Client) -> None:
         first.kill()
         assert not any(client.visit(port, session).resumed for _ in range(_ROUNDS))
         with running_server(listen=first.target):
-            eventually("resumption", lambda: comes_back(client, port))
+            eventually("resumption", lambda: client.comes_back(port))
 
 
 def hung(stack: Stack, target: str, client: Client) -> None:
@@ -108,9 +111,49 @@ def hung(stack: Stack, target: str, client: Client) -> None:
             started = time.monotonic()
             assert not any(client.visit(port, session).resumed for _ in range(4 * _BREAKER))
             waited = time.monotonic() - started
-        eventually("resumption", lambda: comes_back(client, port))
+        eventually("resumption", lambda: client.comes_back(port))
         # Only those that asked waited, in each of two workers at most; if all had, it were half as long again.
         assert waited < (2 * _BREAKER + 2) * _HUNG_DEADLINE, f"{waited:.1f} s for {4 * _BREAKER} handshakes"
+
+
+def tickets_removed(stack: Stack, target: str, client: Client) -> None:
+    """Show that tickets that an operator removes resume in neither process."""
+    with fleet(stack, target) as f, contextlib.closing(f.store()) as store:
+        ports = [f.start(), f.start()]
+        session = client.visit(ports[0]).session
+        assert client.visit(ports[1], session).resumed
+        keyring = resumed.Keyring.from_keys([_raw(f.keys[0])])
+        removal = SessionReader(store, keyring, f.namespace).read(id_of(session)).removal
+        assert removal
+        store.batch([removal])
+        for port in ports:
+            eventually("the removal", lambda port=port: not client.visit(port, session).resumed)  # type: ignore[misc]
+            assert client.comes_back(port)
+
+
+def tickets_down(stack: Stack, target: str, client: Client) -> None:
+    """Show resumption without a store, of tickets of before and of the outage, and with the next store."""
+    del target
+    with running_server() as first, fleet(stack, first.target) as f:
+        ports = [f.start(), f.start()]
+        session = client.visit(ports[0]).session
+        first.kill()
+        assert all(client.visit(port, session).resumed for port in ports)
+        by_turns(f, client, [*ports, *ports])
+        with running_server(listen=first.target):
+            by_turns(f, client, [*ports, *ports])
+
+
+def tickets_hung(stack: Stack, target: str, client: Client) -> None:
+    """Show resumption while the store answers nothing."""
+    del target
+    with running_server() as store, fleet(stack, store.target) as f:
+        ports = [f.start(), f.start()]
+        store.signal(signal.SIGSTOP)
+        try:
+            by_turns(f, client, [*ports, *ports])
+        finally:
+            store.signal(signal.SIGCONT)
 
 
 def malformed(stack: Stack, target: str, client: Client) -> None:
@@ -156,7 +199,7 @@ def rotated(stack: Stack, target: str, client: Client) -> None:
         assert client.visit(port, session).resumed
         f.list_keys(young)
         eventually("the end of the old key", lambda: not client.visit(port, session).resumed)
-        assert comes_back(client, port)
+        assert client.comes_back(port)
 
 
 def another_namespace(stack: Stack, target: str, client: Client) -> None:
@@ -239,11 +282,6 @@ def await_put(f: Fleet, session: ssl.SSLSession) -> bytes:
         store.close()
 
 
-def comes_back(client: Client, port: int) -> bool:
-    """Return whether a new session resumes."""
-    return client.visit(port, client.visit(port).session).resumed
-
-
 def sealed_with(f: Fleet, client: Client, port: int, key: str) -> bool:
     """Return whether a new session is sealed with a key."""
     value = await_put(f, client.visit(port).session)
@@ -265,9 +303,12 @@ def _alert(stack: Stack, target: str, client: Client, harm: Callable[..., None])
             session = seen(connection).session
             await_put(f, session)
             harm(connection)
-        store, key = f.store(), f.store_key(id_of(session))
-        eventually("a removal", lambda: store.get(key) is None)
-        assert not any(client.visit(port, session).resumed for port in ports)
+        if not f.stack.tickets:
+            store, key = f.store(), f.store_key(id_of(session))
+            eventually("a removal", lambda: store.get(key) is None)
+            assert not any(client.visit(port, session).resumed for port in ports)
+        for port in ports:
+            eventually("the removal", lambda port=port: not client.visit(port, session).resumed)  # type: ignore[misc]
 
 
 def _raw(key: str) -> bytes:

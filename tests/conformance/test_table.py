@@ -7,7 +7,7 @@ import pytest
 
 from conformance import scenarios
 from conformance.client import Client
-from conformance.fleet import table
+from conformance.fleet import MODES, table
 from support.server import running_server
 
 
@@ -17,7 +17,8 @@ def test_every_row_has_a_scenario_and_every_exception_a_row() -> None:
     rows = {row.scenario for row in behaviours}
     assert all(callable(getattr(scenarios, row)) for row in rows)
     assert len(rows) == len(behaviours)
-    assert all(stack.cannot.keys() <= rows for stack in stacks)
+    assert all(stack.cannot.keys() | stack.cannot_with_tickets.keys() <= rows for stack in stacks)
+    assert all(set(row.modes) <= set(MODES) for row in behaviours)
     with_vectors = {stack.name for stack in stacks if stack.vectors}
     assert all(stack.vectors or stack.sealing in with_vectors for stack in stacks)
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 PAGE = Path("docs/systemd.md")
 INSTALLED = re.compile(r"apt-get |python3 -m venv |/opt/resumed/bin/pip ")
 """Commands that need a network; the machine has what they install."""
-AGENT = re.compile(r"cp fleet\.keys |cp edge\.|cp deploy/systemd/ticket-keys\.env |systemctl .*resumed-ticket-keys@")
+AGENT = re.compile(
+    r"issue edge |cp \S*fleet\.keys ca|cp edge\.|cp deploy/systemd/ticket-keys\.env |systemctl .*resumed-ticket-keys@"
+)
 PROMETHEUS = """
 useradd --system prometheus
 install -d -o prometheus /etc/prometheus /var/lib/prometheus
@@ -107,8 +109,7 @@ def test_nginx_is_reloaded_when_the_agent_has_written_keys(machine: Machine) -> 
     assert machine.run("systemctl start nginx")[0] == 0
     with contextlib.closing(machine.shell("/root/clone")) as shell:
         for command in (
-            "cp shop.crt edge.crt; cp shop.key edge.key; cp /etc/shop/fleet.keys .",
-            'sed -i \'s/"shop"/"shop", "edge"/\' /etc/resumed/grants.toml',
+            *(each.text for each in commands(PAGE) if each.text.startswith("issue() {")),
             *(each.text for each in commands(PAGE) if each.typed and AGENT.match(each.text)),
             "systemd-tmpfiles --create resumed.conf; systemctl restart resumed-ticket-keys@edge",
         ):

@@ -15,6 +15,7 @@ from deploy.kubernetes import CHART, HELM, KUBECTL, MANIFESTS, TREE, VERSIONS, k
 from deploy.objects import container, env, kinds, of, part, pod, pods
 from deploy.samples import CERTIFIED, EVERYTHING, GRANTED, MONITORED, OPERATED, PLAINTEXT, REDIS
 from docs.markdown import blocks
+from resumed_server.auth.grants import Grants
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -305,16 +306,41 @@ def test_the_frontend_gets_in() -> None:
     assert f"{service['name']}.{service['namespace']}.svc.cluster.local" in certified
 
 
-def test_prometheus_finds_the_frontend() -> None:
-    monitor, template = of(resources("monitoring"), "PodMonitor")["spec"], pod(kustomized("frontend"))
-    assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+@pytest.mark.parametrize("tree", ["frontend", "ticket-keys"])
+def test_the_example_starts_and_prometheus_finds_it(tree: str) -> None:
+    """A Certificate makes each mounted Secret but the keyring, and the PodMonitor of the store selects the pods."""
+    objects, monitor = kustomized(tree), of(resources("monitoring"), "PodMonitor")["spec"]
+    namespaces = {each["metadata"].get("namespace") for each in objects if each["kind"] != "Namespace"}
+    assert namespaces == {of(objects, "Namespace")["metadata"]["name"]}
+    made = {each["spec"]["secretName"] for each in objects if each["kind"] == "Certificate"}
     (endpoint,) = monitor["podMetricsEndpoints"]
-    assert endpoint["port"] in {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+    for each in objects:
+        if each["kind"] == "Deployment":
+            spec = each["spec"]["template"]["spec"]
+            assert monitor["selector"]["matchLabels"].items() <= labels(each).items()
+            containers = [*spec["containers"], *spec.get("initContainers", [])]
+            assert endpoint["port"] in {port["name"] for container in containers for port in container["ports"]}
+            secrets = {volume["secret"]["secretName"] for volume in spec["volumes"] if "secret" in volume}
+            assert secrets == made | {"fleet-keys"}
+            assert spec["serviceAccountName"] == of(objects, "ServiceAccount")["metadata"]["name"]
 
 
-def test_the_certificate_for_browsers_is_not_the_identity_for_the_store() -> None:
+def test_the_grant_of_the_docs_admits_the_agents_of_ticket_keys() -> None:
+    (block,) = (each for each in blocks(TREE / "docs/ticket-keys.md") if each.language == "toml")
+    grants = Grants.parse("\n".join(block.lines))
+    objects = kustomized("ticket-keys")
+    identities = next(each for each in objects if each["metadata"]["name"] == "edge-identity")["spec"]["uris"]
+    agents = [each["spec"]["template"]["spec"]["initContainers"][0] for each in objects if each["kind"] == "Deployment"]
+    for agent in agents:
+        (namespace,) = (each.partition("=")[2] for each in agent["args"] if each.startswith("--namespace="))
+        assert all(grants.is_allowed(identities, namespace, each) for each in ("put", "get", "remove", "watch"))
+    assert len(agents) == 2
+
+
+@pytest.mark.parametrize("tree", ["frontend", "ticket-keys"])
+def test_the_certificate_for_browsers_is_not_the_identity_for_the_store(tree: str) -> None:
     """A public authority issues no SPIFFE id, and a certificate for browsers has no place in the store's authority."""
-    certificates = [each["spec"] for each in kustomized("frontend") if each["kind"] == "Certificate"]
+    certificates = [each["spec"] for each in kustomized(tree) if each["kind"] == "Certificate"]
     assert sorted(("uris" in each, "dnsNames" in each) for each in certificates) == [(False, True), (True, False)]
     assert len({each["issuerRef"]["name"] for each in certificates}) == 2
 
@@ -328,8 +354,10 @@ def test_the_policy_of_the_issuer_admits_the_certificates_of_the_manifests() -> 
     frontend = next(each for each in kustomized("frontend") if each["metadata"]["name"] == "shop-identity")["spec"]
     server = of(resources("cert-manager"), "Certificate")["spec"]
     operator = part(rendered(OPERATED), "Certificate-operator:spec")
+    agent = next(each for each in kustomized("ticket-keys") if each["metadata"]["name"] == "edge-identity")["spec"]
     for certificate, policy in (
         (frontend, "resumed-clients"),
+        (agent, "resumed-clients"),
         (operator, "resumed-clients"),
         (server, "resumed-server"),
     ):

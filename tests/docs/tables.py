@@ -79,7 +79,8 @@ ELSEWHERE = {
     "kubectl apply -f": "needs a cluster",
     "kubectl --namespace": "needs a cluster",
     "apt-get update": "asks the network, in a pod",
-    "(sleep 1) | openssl s_client -connect shop:443": "needs a cluster",
+    "kubectl run client": "needs a cluster",
+    "(sleep 1) | openssl s_client -connect shop.shop:443": "needs a cluster",
     "for i in 1 2 3": "needs a cluster",
 }
 

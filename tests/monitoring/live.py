@@ -1,4 +1,6 @@
-"""Runs a store, frontends, clients and a Prometheus, and runs every query of the dashboards: each returns data.
+"""Runs two stores, frontends, clients and a Prometheus, and runs every query of the dashboards: each returns data.
+
+Frontends use the store with LMDB; the other one, with Valkey, has no clients.
 
 With `--pictures DIRECTORY` it runs for longer, stops the server for a while, and draws the dashboards from
 Prometheus' data, and `resumed top`. The panels are drawn by matplotlib: the queries are Grafana's, the looks are not.
@@ -36,6 +38,7 @@ from resumed_server.cli.top.metrics_client import Period, Scrape, scrape_all
 from resumed_server.cli.top.view import build_view
 from support.frontend import running_frontend
 from support.mtls import Authority, Files
+from support.redis import valkey_server
 from support.server import PATIENCE, RunningServer, running_server
 
 if TYPE_CHECKING:
@@ -155,8 +158,14 @@ def clients(*groups: Sequence[int], seconds: float) -> Iterator[None]:
 
 def observe(directory: Path, seconds: float, outage: float) -> tuple[dict[str, list[Series]], Any]:
     """Let all run, without the store for some seconds; return each panel's series, and what `resumed top` shows."""
-    with secured_server(directory) as (store, connection), frontends(connection, directory) as ports:
-        scraped = [store.log_lines("listening")[0]["metrics"][0], *(f"127.0.0.1:{each['metrics']}" for each in ports)]
+    with (
+        secured_server(directory) as (store, connection),
+        valkey_server() as valkey,
+        running_server("--storage", valkey.url, "--metrics-listen", "127.0.0.1:0") as other,
+        frontends(connection, directory) as ports,
+    ):
+        stores = [each.log_lines("listening")[0]["metrics"][0] for each in (store, other)]
+        scraped = [*stores, *(f"127.0.0.1:{each['metrics']}" for each in ports)]
         shop, pay, mail = [
             [each["port"] for each, name in zip(ports, FRONTENDS, strict=True) if name == wanted]
             for wanted in ("shop", "pay", "mail")
@@ -221,9 +230,11 @@ def draw(name: str, found: Sequence[Series], path: Path) -> None:
         rows = math.ceil(len(found) / 3)
         figure = Figure(figsize=(13, 2.4 * rows), layout="constrained")
         for axes, panel, series in zip(figure.subplots(rows, 3).flat, dashboards.DASHBOARDS[name], found, strict=False):
+            flat = not any(value for _, _, values in series for value in values)
             for legend, times, values in series:
-                axes.plot(times, values, label=legend, linewidth=1.2)
+                axes.plot(times, values, label=legend if flat or any(values) else None, linewidth=1.2)
             axes.set_title(panel.title, fontsize=9, loc="left")
+            axes.margins(y=0.4)  # the legend
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(formats[panel.unit])
             axes.grid(alpha=0.25)

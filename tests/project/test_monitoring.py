@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -12,17 +14,22 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 import resumed.prometheus
 from resumed._policy.stats import ALL_REASONS, Stats
+from resumed_server.cli.ticket_keys.agent import Status
+from resumed_server.cli.ticket_keys.metrics import AgentMetrics
 from resumed_server.limits.config import Limit
 from resumed_server.limits.enforcer import LimitEnforcer
 from resumed_server.observability.metrics.collector import MetricsCollector
 from resumed_server.observability.metrics.recorder import COLUMN
 from resumed_server.observability.metrics.shared_segment import MetricsSegment
 from resumed_server.observability.metrics.worker import WorkerMetrics
+from resumed_server.storage.engine import StorageConnections
 from resumed_server.storage.expiry import Sweeper
 from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
     from resumed import Installation
+    from resumed_server.cli.ticket_keys.agent import Agent
+    from resumed_server.cli.ticket_keys.observed_store import ObservedStore
     from resumed_server.storage.engine import Engine
 
 ROOT = Path(__file__).parents[2]
@@ -35,13 +42,16 @@ NAMES = re.findall(r"- alert: (\w+)", ALERTS)
 class Nothing:
     """An engine that holds nothing."""
 
+    def connections(self) -> StorageConnections:
+        return StorageConnections(used=0, idle=1, maximum=2, opened=1)
+
 
 class Idle:
     """An installation that did nothing."""
 
     namespace, stats, breaker_open, mirror_live, signature_seconds = "shop", Stats(), False, True, 0.001
     removals_live, removals_held, ticket_secrets_held = True, 0, 4
-    keyring_last_reload = (True, 1.0)
+    ticket_secret, keyring_last_reload = (1.0, False), (True, 1.0)
 
 
 class Serving:
@@ -51,8 +61,14 @@ class Serving:
     name, reload_succeeded, reloaded_at = "grants", True, 1.0
 
 
+class Starting:
+    """An agent of ticket keys, and its store."""
+
+    namespace, available, failures, status = "shop", True, 0, Status()
+
+
 def exposition() -> str:
-    """Return all metrics that servers and frontends show."""
+    """Return all metrics that servers, frontends and agents of ticket keys show."""
     board, engine = MetricsSegment(1), cast("Engine", Nothing())
     counted = WorkerMetrics(board, 0, engine, readiness=Serving(), certificates=Serving(), files=[Serving()])
     counted._usage = {"sessions": 0, "bytes": 0, "evicted": 0}
@@ -63,11 +79,12 @@ def exposition() -> str:
     registry = CollectorRegistry()
     registry.register(MetricsCollector(board, {}, 1, LimitEnforcer(Limit(sessions=1))))
     resumed.prometheus.export(cast("Installation", Idle()), registry)
+    registry.register(AgentMetrics(cast("ObservedStore", Starting()), cast("Agent", Starting())))
     return generate_latest(registry).decode()
 
 
 def metrics() -> set[str]:
-    """Return the names of all metrics that servers and frontends show."""
+    """Return the names of all these metrics."""
     return set(re.findall(r"^(resumed_\w+)", exposition(), re.MULTILINE))
 
 
@@ -90,6 +107,14 @@ def test_no_label_is_one_that_prometheus_gives_to_a_target() -> None:
     )
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
+def test_promtool_finds_all_names_conventional() -> None:
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=exposition(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", ["store", "frontends"])
 def test_the_variables_of_a_dashboard_are_queried_again(name: str) -> None:
     """Without a refresh, Grafana never queries their values."""
@@ -107,9 +132,10 @@ def test_every_alert_has_a_runbook_and_a_test() -> None:
 
 
 def test_every_metric_is_documented() -> None:
-    documented = RUNBOOK + (ROOT / "docs/frontends.md").read_text()
-    series = {re.sub(r"_(bucket|count|sum)$", "", name) for name in metrics()}
-    assert {name for name in series if f"`{name}" not in documented} == set()
+    pages = ("operations.md", "frontends.md", "ticket-keys.md")
+    documented = "".join((ROOT / "docs" / page).read_text() for page in pages)
+    names = {re.sub(r"^resumed_ticket_keys_|_(bucket|count|sum)$", "", name) for name in metrics()}
+    assert {name for name in names if f"`{name}" not in documented} == set()
 
 
 def test_a_frontend_shows_every_reason_before_it_occurs() -> None:

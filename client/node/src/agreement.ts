@@ -5,7 +5,7 @@
  */
 import { randomBytes } from "node:crypto";
 
-import type { Logger } from "./files.js";
+import type { Logger, Reload } from "./files.js";
 import type { Keyring } from "./keyring.js";
 import type { FleetKey } from "./sealing.js";
 import { duration, type Store } from "./store.js";
@@ -72,6 +72,10 @@ export class TicketSecrets {
     this.#logger = logger;
     this.#clock = clock;
     this.#random = random;
+  }
+
+  get keyringReload(): Reload | undefined {
+    return this.#keyring.lastReload;
   }
 
   /** Returns the secret to encrypt with, and whether it is of an ended epoch; undefined if there is none. */

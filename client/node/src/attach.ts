@@ -7,7 +7,7 @@ import tls, { type SecureContextOptions, type Server, type TLSSocket } from "nod
 import { DEFAULT_ROTATION_SECONDS, TicketSecrets } from "./agreement.js";
 import { Contexts, type Beginning } from "./contexts.js";
 import { ResumedError } from "./errors.js";
-import type { Logger } from "./files.js";
+import type { Logger, Reload } from "./files.js";
 import { chosenCipher, cipherOf, haveOneHash, isRetried } from "./foreseen.js";
 import type { Hello } from "./hello.js";
 import { Keyring } from "./keyring.js";
@@ -94,6 +94,10 @@ export interface Installation {
   readonly stats: Stats;
   /** Whether the circuit breaker is open, so that handshakes make no look-ups. */
   readonly breakerOpen: boolean;
+  /** The state of the keyring file; undefined if the keys are not from a file. */
+  readonly keyringReload: Reload | undefined;
+  /** The secret that encrypts new tickets; undefined if there is none, or without tickets. */
+  readonly ticketSecret: TicketSecretState | undefined;
   /** Returns the ids of the sessions that a connection negotiated or resumed, for {@link Installation.remove}. */
   idsOf(socket: TLSSocket): Buffer[];
   /** Removes a session from the whole fleet, in the background. Here it resumes no more from now on. */
@@ -108,6 +112,14 @@ export interface Installation {
    * server.
    */
   close(): Promise<void>;
+}
+
+/** The state of the secret that encrypts new tickets. */
+export interface TicketSecretState {
+  /** The time of its creation, in Unix seconds. */
+  created: number;
+  /** Whether it is that of an epoch that has ended, since the store did not answer. */
+  heldOver: boolean;
 }
 
 /**
@@ -280,6 +292,12 @@ class Attachment implements Installation {
   get breakerOpen(): boolean {
     return this.#shim.breakerOpen;
   }
+
+  get keyringReload(): Reload | undefined {
+    return this.#shim.keyringReload;
+  }
+
+  readonly ticketSecret = undefined;
 
   idsOf(socket: TLSSocket): Buffer[] {
     return [...(this.#ofSockets.get(socket)?.ids ?? [])];

@@ -5,9 +5,9 @@
  * A handshake never waits for the server beyond a deadline, and not at all while the circuit breaker is open. Any failure costs a
  * full handshake and a count in {@link Stats}, nothing else.
  */
-export { attach, type Options, type Installation } from "./attach.js";
+export { attach, type Installation, type Options, type TicketSecretState } from "./attach.js";
 export { ResumedError } from "./errors.js";
-export type { Logger } from "./files.js";
+export type { Logger, Reload } from "./files.js";
 export { Keyring } from "./keyring.js";
 export { metrics } from "./metrics.js";
 export { LOOKUP_BUCKETS, type Stats } from "./stats.js";

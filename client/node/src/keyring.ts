@@ -3,7 +3,7 @@ import { closeSync, fstatSync, openSync, readFileSync, type Stats as FileStats }
 import { inspect } from "node:util";
 
 import { ResumedError, type Unsealable } from "./errors.js";
-import { codeOf, Files, type Logger } from "./files.js";
+import { codeOf, Files, type Logger, type Reload } from "./files.js";
 import { isOwn, newNonce } from "./issuer.js";
 import {
   FleetKey,
@@ -83,6 +83,16 @@ export class Keyring {
    */
   get fleetKeys(): readonly FleetKey[] {
     return this.#current();
+  }
+
+  /**
+   * The state of the file, which is checked if it is time; undefined if the keys are not from a file.
+   *
+   * @internal
+   */
+  get lastReload(): Reload | undefined {
+    this.#current();
+    return this.#files?.lastReload;
   }
 
   /** @internal */

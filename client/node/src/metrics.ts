@@ -16,6 +16,47 @@ const FAMILIES: Record<Kind, { name: string; label: string; help: string }> = {
   terminations: { name: "terminations", label: "reason", help: "Resumed connections that were ended after their handshake." },
 };
 
+interface Gauge {
+  name: string;
+  help: string;
+  /** Returns the value of the installation where it is worst. */
+  worst: (...values: number[]) => number;
+  value: (installation: Installation) => number | boolean | undefined;
+}
+
+const GAUGES: Gauge[] = [
+  {
+    name: "breaker_open",
+    help: "Whether the circuit breaker is open, so that handshakes make no look-ups.",
+    worst: Math.max,
+    value: ({ breakerOpen }) => breakerOpen,
+  },
+  {
+    name: "keyring_last_reload_successful",
+    help: "Whether the present content of the keyring file is in use.",
+    worst: Math.min,
+    value: ({ keyringReload }) => keyringReload?.successful,
+  },
+  {
+    name: "keyring_last_reload_success_timestamp_seconds",
+    help: "Time of the last successful reload of the keyring file, in Unix seconds.",
+    worst: Math.min,
+    value: ({ keyringReload }) => keyringReload?.time,
+  },
+  {
+    name: "ticket_secret_created_timestamp_seconds",
+    help: "Creation of the secret that encrypts new tickets, in Unix seconds.",
+    worst: Math.min,
+    value: ({ ticketSecret }) => ticketSecret?.created,
+  },
+  {
+    name: "ticket_secret_held_over",
+    help: "Whether the secret that encrypts new tickets is that of an epoch that has ended.",
+    worst: Math.max,
+    value: ({ ticketSecret }) => ticketSecret?.heldOver,
+  },
+];
+
 /**
  * Returns the counts of sessions in Prometheus' text format (content type `text/plain; version=0.0.4`), under the names that the
  * clients in other languages use and the dashboard of frontends draws. The counts of one namespace are added up.
@@ -24,7 +65,7 @@ export function metrics(...sessions: Installation[]): string {
   const namespaces = [...new Set(sessions.map(({ namespace }) => namespace))].sort();
   const groups = namespaces.map((namespace) => {
     const group = sessions.filter((each) => each.namespace === namespace);
-    return { namespace, stats: group.map((each) => each.stats), open: group.some((each) => each.breakerOpen) };
+    return { namespace, group, stats: group.map((each) => each.stats) };
   });
   const lines: string[] = [];
   const head = (name: string, type: string, help: string): void => {
@@ -52,9 +93,15 @@ export function metrics(...sessions: Installation[]): string {
     lines.push(`resumed_frontend_lookup_duration_seconds_count{session_namespace="${namespace}"} ${count}`);
     lines.push(`resumed_frontend_lookup_duration_seconds_sum{session_namespace="${namespace}"} ${seconds}`);
   }
-  head("breaker_open", "gauge", "Whether the circuit breaker is open, so that handshakes make no look-ups.");
-  for (const { namespace, open } of groups)
-    lines.push(`resumed_frontend_breaker_open{session_namespace="${namespace}"} ${open ? 1 : 0}`);
+  for (const { name, help, worst, value } of GAUGES) {
+    const series = groups.flatMap(({ namespace, group }) => {
+      const values = group.map(value).filter((each) => each !== undefined);
+      const labels = `session_namespace="${namespace}"`;
+      return values.length > 0 ? [`resumed_frontend_${name}{${labels}} ${worst(...values.map(Number))}`] : [];
+    });
+    if (series.length > 0) head(name, "gauge", help);
+    lines.push(...series);
+  }
   return `${lines.join("\n")}\n`;
 }
 

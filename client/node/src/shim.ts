@@ -10,7 +10,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Breaker, FAILURES } from "./breaker.js";
 import type { Context, Unknown } from "./contexts.js";
 import { unwrap, wrap } from "./envelope.js";
-import type { Logger } from "./files.js";
+import type { Logger, Reload } from "./files.js";
 import { haveOneHash } from "./foreseen.js";
 import type { Keyring } from "./keyring.js";
 import { Prober } from "./prober.js";
@@ -89,6 +89,10 @@ export class Shim {
 
   get breakerOpen(): boolean {
     return this.#breaker.open;
+  }
+
+  get keyringReload(): Reload | undefined {
+    return this.#keyring.lastReload;
   }
 
   /**

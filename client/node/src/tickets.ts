@@ -6,10 +6,10 @@ import { constants, createHash, randomBytes } from "node:crypto";
 import type { SecureContextOptions, Server, TLSSocket } from "node:tls";
 
 import type { TicketSecrets } from "./agreement.js";
-import type { Installation } from "./attach.js";
+import type { Installation, TicketSecretState } from "./attach.js";
 import type { Beginning, Contexts, NativeContext } from "./contexts.js";
 import { ResumedError } from "./errors.js";
-import type { Logger } from "./files.js";
+import type { Logger, Reload } from "./files.js";
 import { Recorder, type Stats } from "./stats.js";
 import type { Store } from "./store.js";
 import type { TicketSecret } from "./ticket-secret.js";
@@ -67,6 +67,15 @@ export class Tickets implements Installation {
 
   /** False: no handshake makes a call. */
   readonly breakerOpen = false;
+
+  get keyringReload(): Reload | undefined {
+    return this.#secrets.keyringReload;
+  }
+
+  get ticketSecret(): TicketSecretState | undefined {
+    const current = this.#secrets.current(this.#clock());
+    return current && { created: current.secret.created, heldOver: current.heldOver };
+  }
 
   idsOf(): Buffer[] {
     return [];

@@ -51,7 +51,9 @@ test("a keyring file is its user's or root's", { skip: !process.getuid && "no us
 
 test("a changed file is read again, one that cannot be used is reported once, and the keys read before stay", (context) => {
   let now = 0;
+  const started = Date.now();
   context.mock.method(performance, "now", () => now);
+  context.mock.method(Date, "now", () => started + now);
   const logger = { info: mock.fn(), warn: mock.fn(), error: mock.fn() };
   const path = keyringFile(Buffer.alloc(32, 1));
   const keyring = Keyring.load(path, logger);
@@ -66,14 +68,19 @@ test("a changed file is read again, one that cannot be used is reported once, an
     writeFileSync(`${path}.new`, text, { mode: 0o600 });
     renameSync(`${path}.new`, path);
   };
+  const loaded = keyring.lastReload;
   const before = shows();
   replace(`# rotated\n${line(2)}${line(1)}`);
   assert.equal(keyring.toString(), before); // at most once a second
   const after = shows();
   assert(after !== before && after.includes(before.slice("Keyring(".length, -1)));
+  const rotated = keyring.lastReload;
+  assert.deepEqual(loaded, { successful: true, time: started / 1000 });
+  assert(rotated?.successful && rotated.time > loaded.time);
   replace("nonsense\n");
   assert.equal(shows(), after);
   assert.equal(shows(), after);
+  assert.deepEqual(keyring.lastReload, { ...rotated, successful: false });
   assert.equal(logger.error.mock.callCount(), 1);
 });
 

@@ -78,6 +78,7 @@ for (const version of VERSIONS) {
     // As setSecureContext() does at a renewal, without waiting for a timer.
     for (const { server } of fleet) server.setSecureContext({ cert: pem, key: pem });
     assert.equal(epochOf(one), 1_800_001_000);
+    assert.deepEqual(one.sessions.ticketSecret, { created: 1_800_000_000, heldOver: false });
     assert.deepEqual(one.server.getTicketKeys(), other.server.getTicketKeys());
     assert(!(await resumes(other.port, version, session)));
     const fresh = await visit(one.port, version);

@@ -77,6 +77,15 @@ class Installation:
         return self._policy.tickets.secrets_held if self._policy.tickets else 0
 
     @property
+    def ticket_secret(self) -> tuple[float, bool] | None:
+        """The secret that encrypts new tickets: its creation in Unix seconds, and whether its epoch has ended.
+
+        None until the store has answered, and without tickets.
+        """
+        current = self._policy.tickets and self._policy.tickets.encrypting_secret
+        return (current[0].created, current[1]) if current else None
+
+    @property
     def signature_seconds(self) -> float | None:
         """How long a signature with the context's own key takes on this machine, in seconds.
 

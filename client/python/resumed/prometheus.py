@@ -111,6 +111,12 @@ def _states(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
     removals = _gauge("removals_live", "Whether the removals of tickets are received.")
     removals_held = _gauge("removals_held", "Removals of tickets that are in force.")
     secrets_held = _gauge("ticket_secrets_held", "Secrets that may open a ticket.")
+    created = _gauge(
+        "ticket_secret_created_timestamp_seconds", "Creation of the secret that encrypts new tickets, in Unix seconds."
+    )
+    held_over = _gauge(
+        "ticket_secret_held_over", "Whether the secret that encrypts new tickets is that of an epoch that has ended."
+    )
     for namespace, group in by_namespace.items():
         breaker.add_metric([namespace], any(each.breaker_open for each in group))
         live = [each.mirror_live for each in group if each.mirror_live is not None]
@@ -121,9 +127,13 @@ def _states(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
             removals.add_metric([namespace], all(each.removals_live for each in sharing))
             removals_held.add_metric([namespace], max(each.removals_held for each in sharing))
             secrets_held.add_metric([namespace], min(each.ticket_secrets_held for each in sharing))
+        secrets = [secret for each in group if (secret := each.ticket_secret) is not None]
+        if secrets:
+            created.add_metric([namespace], min(moment for moment, _ in secrets))
+            held_over.add_metric([namespace], any(is_held_over for _, is_held_over in secrets))
     yield breaker
     yield mirror
-    yield from (each for each in (removals, removals_held, secrets_held) if each.samples)
+    yield from (each for each in (removals, removals_held, secrets_held, created, held_over) if each.samples)
 
 
 def _keyrings(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -13,6 +13,7 @@ use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
 use crate::Error;
+use crate::clock::{self, unix_time};
 use crate::reload::{self, CHECK_INTERVAL, Content, Followed};
 use crate::sealing::{self, FleetKey, ID_BYTES, KEY_BYTES, StoreKey};
 
@@ -37,6 +38,10 @@ struct KeyringFile {
     loaded: Instant,
     next_check: AtomicU64, // milliseconds after loaded
     followed: ArcSwap<Followed>,
+    /// Whether the present content is in use.
+    in_use: AtomicBool,
+    /// When content that is in use was last read, in Unix seconds.
+    read_at: AtomicU64,
 }
 
 impl Keyring {
@@ -60,6 +65,8 @@ impl Keyring {
                 loaded: Instant::now(),
                 next_check: AtomicU64::new(milliseconds(CHECK_INTERVAL)),
                 followed,
+                in_use: AtomicBool::new(true),
+                read_at: AtomicU64::new(unix_time()),
             }),
         })
     }
@@ -101,6 +108,14 @@ impl Keyring {
         self.current().iter().find_map(|key| key.open_id(namespace, id)).map(u64::from)
     }
 
+    /// Returns whether the present content of the file is in use, and when content that is in use was last read, in Unix seconds; None if the
+    /// keys are not from a file.
+    pub(crate) fn last_reload(&self) -> Option<(bool, u64)> {
+        self.current();
+        let file = self.file.as_ref()?;
+        Some((file.in_use.load(Ordering::Relaxed), file.read_at.load(Ordering::Relaxed)))
+    }
+
     /// Returns the present keys, the first of which seals.
     pub(crate) fn current(&self) -> Arc<Vec<FleetKey>> {
         if let Some(file) = &self.file {
@@ -134,8 +149,13 @@ impl KeyringFile {
             Some(Ok(read)) => {
                 log::info!("keyring read again: {}", key_ids(&read));
                 keys.store(Arc::new(read));
+                self.read_at.store(clock::seconds(now), Ordering::Relaxed);
+                self.in_use.store(true, Ordering::Relaxed);
             }
-            Some(Err(error)) => log::error!("keyring not read again, the keys read before stay: {error}"),
+            Some(Err(error)) => {
+                log::error!("keyring not read again, the keys read before stay: {error}");
+                self.in_use.store(false, Ordering::Relaxed);
+            }
         }
         self.followed.store(Arc::new(followed));
     }
@@ -257,9 +277,13 @@ mod tests {
         let id = keyring.issue_id("shop", 1);
         let check = || keyring.file.as_ref().unwrap().check(&keyring.keys, SystemTime::UNIX_EPOCH);
 
+        let (in_use, loaded) = keyring.last_reload().unwrap();
+        assert!(in_use && loaded > 0);
+
         std::fs::write(file.path(), "no key").unwrap();
         (0..3).for_each(|_| check());
         assert_eq!(keyring.open_id("shop", &id), Some(1));
+        assert_eq!(keyring.last_reload(), Some((false, loaded)));
 
         std::fs::write(file.path(), format!("{}\n", line(2))).unwrap();
         check();
@@ -267,6 +291,7 @@ mod tests {
         std::fs::write(file.path(), format!("{}\n{}\n", line(2), line(1))).unwrap();
         (0..2).for_each(|_| check());
         assert_eq!(keyring.open_id("shop", &id), Some(1));
+        assert_eq!(keyring.last_reload(), Some((true, 0)), "the time that was passed to check()");
         let renewed = keyring.issue_id("shop", 2);
         assert_eq!(Keyring::from_keys(&[[1; KEY_BYTES]]).unwrap().open_id("shop", &renewed), None);
     }

@@ -15,6 +15,8 @@ type Counts = BTreeMap<&'static str, u64>;
 struct Group {
     stats: Stats,
     breaker_open: bool,
+    /// Whether the present content of the keyring file is in use, and when content that is in use was last read.
+    keyring: Option<(bool, u64)>,
     /// Those of its shims that have tickets.
     tickets: Option<TicketStats>,
 }
@@ -94,15 +96,43 @@ pub fn metrics<'a>(shims: impl IntoIterator<Item = &'a Shim>) -> String {
         "Whether the circuit breaker is open, so that handshakes make no look-ups.",
         |group| Some(group.breaker_open.into()),
     );
+    gauge(
+        &mut text,
+        &groups,
+        "keyring_last_reload_successful",
+        "Whether the present content of the keyring file is in use.",
+        |group| Some(group.keyring?.0.into()),
+    );
+    gauge(
+        &mut text,
+        &groups,
+        "keyring_last_reload_success_timestamp_seconds",
+        "Time of the last successful reload of the keyring file, in Unix seconds.",
+        |group| Some(group.keyring?.1),
+    );
     gauge(&mut text, &groups, "removals_live", "Whether the removals of tickets are received.", |group| {
         Some(group.tickets.as_ref()?.live.into())
     });
     gauge(&mut text, &groups, "removals_held", "Removals of tickets that are in force.", |group| {
-        Some(group.tickets.as_ref()?.removals_held)
+        u64::try_from(group.tickets.as_ref()?.removals_held).ok()
     });
     gauge(&mut text, &groups, "ticket_secrets_held", "Secrets that may open a ticket.", |group| {
-        Some(group.tickets.as_ref()?.secrets_held)
+        u64::try_from(group.tickets.as_ref()?.secrets_held).ok()
     });
+    gauge(
+        &mut text,
+        &groups,
+        "ticket_secret_created_timestamp_seconds",
+        "Creation of the secret that encrypts new tickets, in Unix seconds.",
+        |group| group.tickets.as_ref()?.secret_created,
+    );
+    gauge(
+        &mut text,
+        &groups,
+        "ticket_secret_held_over",
+        "Whether the secret that encrypts new tickets is that of an epoch that has ended.",
+        |group| group.tickets.as_ref().and_then(|tickets| tickets.secret_created.and(Some(tickets.secret_held_over.into()))),
+    );
     text
 }
 
@@ -122,13 +152,27 @@ impl Group {
         own.lookups.iter_mut().zip(lookups).for_each(|(sum, count)| *sum += count);
         own.lookup_time += lookup_time;
         self.breaker_open |= shim.breaker_open();
+        if let Some((in_use, read_at)) = shim.options().keyring.last_reload() {
+            let (all_in_use, earliest) = self.keyring.unwrap_or((true, u64::MAX));
+            self.keyring = Some((all_in_use && in_use, earliest.min(read_at)));
+        }
         if shim.options().sessions == SessionMode::Tickets {
             let stats = shim.ticket_stats();
             let Some(own) = &mut self.tickets else {
                 self.tickets = Some(stats);
                 return;
             };
-            let TicketStats { issued, withheld, resumed, refused, removals_held, secrets_held, live } = stats;
+            let TicketStats {
+                issued,
+                withheld,
+                resumed,
+                refused,
+                removals_held,
+                secrets_held,
+                live,
+                secret_created,
+                secret_held_over,
+            } = stats;
             for (sum, counts) in [
                 (&mut own.issued, issued),
                 (&mut own.withheld, withheld),
@@ -140,6 +184,8 @@ impl Group {
             own.removals_held = own.removals_held.max(removals_held);
             own.secrets_held = own.secrets_held.min(secrets_held);
             own.live &= live;
+            own.secret_created = [own.secret_created, secret_created].into_iter().flatten().min();
+            own.secret_held_over |= secret_held_over;
         }
     }
 }
@@ -150,7 +196,7 @@ fn add(sum: &mut Counts, counts: Counts) {
     }
 }
 
-fn gauge(text: &mut String, groups: &BTreeMap<&str, Group>, name: &str, help: &str, value: fn(&Group) -> Option<usize>) {
+fn gauge(text: &mut String, groups: &BTreeMap<&str, Group>, name: &str, help: &str, value: fn(&Group) -> Option<u64>) {
     let values: Vec<_> = groups.iter().filter_map(|(namespace, group)| Some((namespace, value(group)?))).collect();
     if values.is_empty() {
         return;
@@ -171,14 +217,20 @@ fn line(text: &mut String, name: &str, labels: &str, value: impl std::fmt::Displ
 
 #[cfg(test)]
 mod tests {
+    use base64::prelude::{BASE64_STANDARD, Engine};
+
     use super::*;
     use crate::sealing::{Format, KEY_BYTES};
     use crate::{Keyring, Options};
 
     #[test]
     fn prometheus_sees_what_shims_of_a_namespace_count_together_and_all_reasons_from_the_beginning() {
+        let file = tempfile::NamedTempFile::new().unwrap(); // only its owner may read it
+        std::fs::write(file.path(), BASE64_STANDARD.encode([0; KEY_BYTES])).unwrap();
         let of = |namespace: &str, sessions| {
-            let mut options = Options::new("127.0.0.1:1", namespace, Keyring::from_keys(&[[0; KEY_BYTES]]).unwrap());
+            let keys = [[0; KEY_BYTES]];
+            let keyring = if namespace == "bank" { Keyring::load(file.path()) } else { Keyring::from_keys(&keys) };
+            let mut options = Options::new("127.0.0.1:1", namespace, keyring.unwrap());
             options.sessions = sessions;
             Shim::new(options, Format::Rustls).unwrap()
         };
@@ -196,7 +248,13 @@ mod tests {
         has("resumed_frontend_lookup_duration_seconds_bucket{session_namespace=\"shop\",le=\"+Inf\"} 0");
         has("resumed_frontend_breaker_open{session_namespace=\"shop\"} 0");
         has("resumed_frontend_tickets_refused_total{session_namespace=\"bank\",reason=\"revoked\"} 0");
+        has("resumed_frontend_keyring_last_reload_successful{session_namespace=\"bank\"} 1");
+        assert!(
+            text.contains("\nresumed_frontend_keyring_last_reload_success_timestamp_seconds{session_namespace=\"bank\"} 1")
+        );
         assert!(!text.contains("tickets_refused_total{session_namespace=\"shop\""));
+        assert!(!text.contains("keyring_last_reload_successful{session_namespace=\"shop\""));
+        assert!(!text.contains("ticket_secret_held_over"), "there is no secret");
         assert_eq!(text.matches("# TYPE resumed_frontend_puts_total counter").count(), 1);
     }
 }

@@ -112,6 +112,10 @@ pub struct TicketStats {
     pub secrets_held: usize,
     /// Whether the stream of removals is live.
     pub live: bool,
+    /// When the secret that encrypts new tickets was created, in Unix seconds; None if there is none.
+    pub secret_created: Option<u64>,
+    /// Whether that secret is of an epoch that has ended, since the store did not answer.
+    pub secret_held_over: bool,
 }
 
 impl Tickets {
@@ -310,6 +314,7 @@ impl Tickets {
     #[must_use]
     pub fn stats(&self) -> TicketStats {
         let Counts { issued, withheld, resumed, refused } = self.lock().clone();
+        let secret = self.secret_for_issue();
         TicketStats {
             issued,
             withheld,
@@ -318,6 +323,8 @@ impl Tickets {
             removals_held: self.removals.count(),
             secrets_held: self.agreement.count(),
             live: self.removals.live(),
+            secret_created: secret.as_ref().map(|(secret, _)| secret.created / 1_000_000),
+            secret_held_over: secret.is_some_and(|(_, held_over)| held_over),
         }
     }
 
@@ -573,6 +580,20 @@ mod tests {
             frontend.receive(Some(purge));
             assert!(frontend.check(&next).is_ok(), "the same purge again, at the beginning of another stream");
         }
+    }
+
+    #[test]
+    fn the_statistics_show_that_the_secret_is_held_over() {
+        let (frontend, _) = live();
+        let secret = || {
+            let stats = frontend.tickets.stats();
+            (stats.secret_created, stats.secret_held_over)
+        };
+        assert_eq!(secret(), (Some(START), false));
+        frontend.advance(2 * 3600); // beyond the epoch that was the next one
+        assert_eq!(secret(), (Some(START), true));
+        frontend.advance(24 * 3600);
+        assert_eq!(secret(), (None, false));
     }
 
     #[test]

@@ -152,6 +152,23 @@ class StoreTotals:
 
 
 @dataclass(slots=True)
+class StorageConnections:
+    """Connections of this process to the servers of the storage.
+
+    Attributes:
+        used: Those that a call uses now.
+        idle: Open connections that no call uses.
+        maximum: How many there may be, at all servers together.
+        opened: Number of connections that were opened since the engine was.
+    """
+
+    used: int
+    idle: int
+    maximum: int
+    opened: int
+
+
+@dataclass(slots=True)
 class NamespacePurged:
     """A purge of a namespace, which invalidates sessions of earlier changes.
 
@@ -322,6 +339,10 @@ class Engine(ABC):
     @abstractmethod
     def totals(self) -> StoreTotals:
         """Return the size of the whole storage. Cheap enough to call every few seconds."""
+
+    def connections(self) -> StorageConnections | None:
+        """Return this process's connections to the storage; None if it needs none. Makes no call."""
+        return None
 
     @abstractmethod
     def probe(self) -> None:

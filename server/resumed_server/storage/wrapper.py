@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         NamespaceUsage,
         Operation,
         Outcome,
+        StorageConnections,
         StoredSession,
         StoreTotals,
     )
@@ -88,6 +89,10 @@ class WrapperEngine(Engine):
     def totals(self) -> StoreTotals:
         """See Engine."""
         return self._engine.totals()
+
+    def connections(self) -> StorageConnections | None:
+        """See Engine."""
+        return self._engine.connections()
 
     def probe(self) -> None:
         """See Engine."""

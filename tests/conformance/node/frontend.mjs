@@ -14,6 +14,7 @@ const { values } = parseArgs({
     keyring: text,
     deadline: text,
     "single-use": { type: "boolean", default: false },
+    tickets: { type: "boolean", default: false },
   },
 });
 const pem = readFileSync(values.certificate);
@@ -22,9 +23,10 @@ const server = tls.createServer({ cert: pem, key: pem }, (socket) => {
   socket.on("data", () => socket.write("ok\n"));
 });
 const { target, namespace, keyring } = values;
+const mode = values.tickets ? { sessions: "tickets", ticketsTls12: true } : {};
 // Without a store, as Node comes.
 const sessions = target && attach(server, {
-  target, namespace, keyring, ignoreIdContext: true, deadlineMs: Number(values.deadline), singleUse: values["single-use"], logger: { info() {}, warn() {}, error: console.error },
+  target, namespace, keyring, ignoreIdContext: true, deadlineMs: Number(values.deadline), singleUse: values["single-use"], ...mode, logger: { info() {}, warn() {}, error: console.error },
 });
 server.listen(0, "127.0.0.1", () => console.log(JSON.stringify({ port: server.address().port })));
 process.once("SIGTERM", () => Promise.resolve(sessions?.close()).then(() => process.exit()));

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import ssl
+import time
 import urllib.request
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ import resumed.prometheus
 from resumed_server.cli.keyring.keygen import keygen
 from support.frontend import running_frontend
 from support.metrics import Scrape
+from support.server import running_server
+from support.tickets import TicketFrontend
 from support.tls import Client, Frontend
 
 if TYPE_CHECKING:
@@ -124,6 +127,47 @@ def test_states_are_exported_and_installations_of_a_namespace_add_up(keyring: re
     assert found.value("resumed_frontend_misses_total", session_namespace="shop", reason="breaker-open") > 0
     for frontend in frontends:
         frontend.shim.uninstall()
+
+
+def test_the_state_of_a_keyring_file_is_that_of_its_present_content(keys: Path) -> None:
+    registry, keyring = CollectorRegistry(), resumed.Keyring.load(keys)
+    frontend = Frontend("ssl", "127.0.0.1:1", keyring)
+    resumed.prometheus.export(frontend.shim, registry)
+
+    def state(content: str) -> tuple[float, float]:
+        keys.write_text(content)
+        assert keyring._file
+        for _ in range(2):
+            keyring._file.follow()
+        metric = "resumed_frontend_keyring_last_reload_succes"
+        return (
+            told(registry).value(f"{metric}sful", session_namespace="shop"),
+            told(registry).value(f"{metric}s_timestamp_seconds", session_namespace="shop"),
+        )
+
+    successful, loaded = state(keys.read_text())
+    assert successful == 1
+    assert state("nonsense") == (0, loaded)
+    successful, rotated = state(resumed.Keyring.generate())
+    assert successful == 1
+    assert rotated > loaded
+    frontend.shim.uninstall()
+
+
+def test_a_ticket_secret_is_held_over_while_the_store_does_not_answer(keyring: resumed.Keyring) -> None:
+    registry, started = CollectorRegistry(), time.time()
+    with running_server() as server:
+        frontend = TicketFrontend("ssl", server.target, keyring)
+    resumed.prometheus.export(frontend.shim, registry)
+
+    def value(metric: str) -> float:
+        return told(registry).value(f"resumed_frontend_ticket_secret_{metric}", session_namespace="shop")
+
+    assert started <= value("created_timestamp_seconds") <= time.time()
+    assert value("held_over") == 0
+    frontend.advance(2 * 3600)  # beyond the epoch that was the next one
+    assert value("held_over") == 1
+    frontend.shim.uninstall()
 
 
 class Installed:

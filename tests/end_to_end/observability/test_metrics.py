@@ -25,6 +25,7 @@ from resumed_server.observability.metrics.recorder import Recorder
 from support.metrics import Scrape, scrape, scraped_until
 from support.mtls import Authority, Files, channel, grant
 from support.ports import free_port
+from support.redis import redis_server
 from support.server import PATIENCE, running_server
 
 if TYPE_CHECKING:
@@ -257,6 +258,17 @@ def test_a_file_that_cannot_be_used_shows_until_it_is_corrected(tmp_path: Path) 
         assert after.value(moment, file="tls") == before.value(moment, file="tls")
         begins = after.value("resumed_certificate_not_before_timestamp_seconds")
         assert after.value("resumed_certificate_expiry_timestamp_seconds") - begins == 49 * 3600
+
+
+def test_the_connections_of_all_workers_to_redis_are_counted() -> None:
+    with redis_server() as redis, running_server(*LISTEN, "--storage", redis.url, workers=2) as server:
+        found = scraped_until(server, lambda found: found.total("resumed_storage_connections") >= 2)
+        assert found.value("resumed_storage_connections_opened_total") >= found.total("resumed_storage_connections")
+        assert found.value("resumed_storage_max_connections") > found.total("resumed_storage_connections")
+
+
+def test_a_local_database_has_no_connections(server: RunningServer) -> None:
+    assert "resumed_storage_connections" not in scrape(server).text
 
 
 def test_the_metrics_of_processes_have_their_usual_names(server: RunningServer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import pytest
 
@@ -88,6 +88,27 @@ def test_in_any_history_it_behaves_like_a_dictionary(store: Store) -> None:
     check_histories(
         lambda _clock: store.open(), lambda: RedisClock(store.servers), sweeps=False, tick=10.0, examples=30
     )
+
+
+def test_it_counts_its_connections(store: Store) -> None:
+    """A call opens one if none is idle, and leaves it idle; those that another call uses count as used."""
+    with engine_at(store.url, f"prefix={uuid.uuid4()}:&{PATIENT}") as opened:
+        engine = cast("RedisEngine", opened)
+        engine.get("shop", b"key")
+        before = engine.connections()
+        assert before.used == 0
+        assert 0 < before.idle < before.maximum
+        assert before.opened >= before.idle
+        pools = list(engine._nodes._pools())
+        taken = [pool.get_connection() for pool in pools]
+        assert engine.connections().used == len(pools)
+        for pool, connection in zip(pools, taken, strict=True):
+            pool.release(connection)
+            pool.disconnect()
+        engine.get("shop", b"key")
+        after = engine.connections()
+        assert after.used == 0
+        assert after.opened > before.opened
 
 
 def test_servers_share_one_log(store: Store) -> None:

@@ -157,11 +157,16 @@ class Tickets:
         """How many secrets may open a ticket."""
         return len(self._secrets.held(self._clock()))
 
+    @property
+    def encrypting_secret(self) -> tuple[TicketSecret, bool] | None:
+        """The secret that encrypts new tickets, and whether it is held over; None if there is none."""
+        return self._secrets.current(self._clock())
+
     def secret_for_issue(self) -> TicketSecret | None:
         """Return the secret that a new ticket is encrypted with; None if there is none yet."""
         if self._thread is None:
             self.start()
-        current = self._secrets.current(self._clock())
+        current = self.encrypting_secret
         if current is None:
             self._recorder.count("tickets_withheld", "no-secret")
             return None
@@ -190,7 +195,7 @@ class Tickets:
 
     def is_current(self, secret: TicketSecret) -> bool:
         """Return whether new tickets are encrypted with a secret."""
-        current = self._secrets.current(self._clock())
+        current = self.encrypting_secret
         return current is not None and current[0] is secret
 
     def begin(

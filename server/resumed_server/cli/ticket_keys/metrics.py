@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from prometheus_client import Metric
 
@@ -25,17 +24,10 @@ class AgentMetrics(Collector):
         store: The store; its namespace is a label of all metrics.
         agent: The agent.
         discovery: Its SDS server; None for none.
-        clock: The time in Unix seconds.
     """
 
-    def __init__(
-        self,
-        store: ObservedStore,
-        agent: Agent,
-        discovery: SecretDiscovery | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._store, self._agent, self._discovery, self._clock = store, agent, discovery, clock
+    def __init__(self, store: ObservedStore, agent: Agent, discovery: SecretDiscovery | None = None) -> None:
+        self._store, self._agent, self._discovery = store, agent, discovery
         self._namespace = store.namespace
 
     def describe(self) -> Iterator[Metric]:
@@ -47,8 +39,8 @@ class AgentMetrics(Collector):
         status = self._agent.status
         keys = status.keys
         if keys:
-            age = max(0.0, self._clock() - keys.encrypting.created)
-            yield self._gauge("key_age_seconds", "Age of the key that encrypts.", age)
+            created = "Creation of the key that encrypts, in Unix seconds."
+            yield self._gauge("key_created_timestamp_seconds", created, keys.encrypting.created)
         yield self._gauge("keys", "Number of keys that open tickets.", len(keys.all) if keys else 0)
         yield self._gauge(
             "held_over", "Whether the key that encrypts is of an ended epoch (1): no newer one came.", status.held_over

@@ -77,6 +77,7 @@ class MetricsCollector(Collector):
         yield from _calls([figures["recorded"] for figures in by_worker.values()])
         yield from _load([figures["recorded"] for figures in by_worker.values()])
         yield from _connections(list(by_worker.values()), live_workers)
+        yield from _storage_connections(list(by_worker.values()), live_workers)
         yield from self._limits([figures["recorded"]["limited"] for figures in by_worker.values()])
         yield from _reloads(live_workers)
         yield from _process(list(by_worker.values()), live_workers)
@@ -228,6 +229,26 @@ def _connections(all_workers: Sequence[_Figures], live_workers: Sequence[_Figure
             [reason], sum(figures["recorded"]["refused_handshakes"].get(reason, 0) for figures in all_workers)
         )
     yield refused
+
+
+def _storage_connections(all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
+    pools = [figures["storage_connections"] for figures in live_workers if figures["storage_connections"]]
+    if not pools:
+        return
+    states = GaugeMetricFamily("resumed_storage_connections", "Open connections to Redis, by use.", labels=["state"])
+    for state in ("used", "idle"):
+        states.add_metric([state], sum(pool[state] for pool in pools))
+    yield states
+    yield GaugeMetricFamily(
+        "resumed_storage_max_connections",
+        "Maximum number of connections to Redis.",
+        sum(pool["maximum"] for pool in pools),
+    )
+    yield CounterMetricFamily(
+        "resumed_storage_connections_opened",
+        "Connections to Redis that were opened.",
+        _total(all_workers, "storage_connections_opened"),
+    )
 
 
 def _reloads(live_workers: Sequence[_Figures]) -> Iterator[Metric]:

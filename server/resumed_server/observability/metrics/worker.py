@@ -107,7 +107,7 @@ class WorkerMetrics:
         self._segment, self._number, self._storage, self._clock = segment, number, engine, clock
         self._readiness, self._certificates, self._files = readiness, certificates, files
         self._count_connections, self._max_connections = count_connections, max_connections
-        self._resources: dict[str, int | None] = {}
+        self._resources: dict[str, Any] = {}
         self.recorder = Recorder(segment.register_namespace)
         self.engine = InstrumentedEngine(engine, self.recorder)
         self._started = time.time()
@@ -138,11 +138,14 @@ class WorkerMetrics:
     def report(self, hub: WatchHub, sweeper: Sweeper) -> None:
         """Publish the current figures."""
         watch, ready = hub.stats(), self._readiness.ready
+        resources = self._cached_resources()
+        storage = resources["storage_connections"]
         totals = {
             "swept": sweeper.swept,
             "watchers_cut_off": watch.cut_off,
             "cpu_seconds": time.process_time(),
             "handshakes": self._certificates.handshakes if self._certificates else 0,
+            "storage_connections_opened": storage["opened"] if storage else 0,
         }
         figures: dict[str, Any] = {
             "pid": os.getpid(),
@@ -154,20 +157,21 @@ class WorkerMetrics:
             "watchers": watch.watchers,
             "watchers_lag": watch.lag,
             "resident_bytes": int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES,
-            **self._cached_resources(),
+            **resources,
             "usage": self._cached_usage() if ready else self._usage,
             "totals": {name: total + self._before.get(name, 0) for name, total in totals.items()},
             "recorded": self.recorder.snapshot(),
         }
         self._segment.write(self._number, figures)
 
-    def _cached_resources(self) -> dict[str, int | None]:
+    def _cached_resources(self) -> dict[str, Any]:
         """Return the connections and open files of this process; each query takes milliseconds if they are many."""
         now = self._clock()
         if now - self._resources_read_at >= USAGE_SECONDS:
             self._resources_read_at = now
             self._resources = {
                 "connections": self._count_connections(),
+                "storage_connections": asdict(storage) if (storage := self._storage.connections()) else None,
                 "max_connections": self._max_connections,
                 "open_files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - only their number
                 "max_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],

@@ -18,6 +18,7 @@ combined with them.
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -49,6 +50,7 @@ class Admission:
 
     Attributes:
         changed: Whether a connection began a new epoch since the caller last reset this.
+        count: Number of connections that began.
     """
 
     def __init__(self, streams: Sequence[bytes], scripts: Iterable[str], *, cluster: bool) -> None:
@@ -56,6 +58,8 @@ class Admission:
         self._loads = [("SCRIPT", "LOAD", script) for script in scripts]
         self._cluster = cluster
         self.changed = False
+        self.count = 0
+        self._counting = threading.Lock()
 
     def __call__(self, connection: Any) -> None:
         """Begin the connection and admit the server.
@@ -64,6 +68,8 @@ class Admission:
             redis.RedisError: The server cannot be used. So is a replica, except in a cluster, whose replicas only name
                 the primaries.
         """
+        with self._counting:
+            self.count += 1
         if not self._cluster:  # whose client has begun the connection already
             connection.on_connect()
         for command in (self._command, *self._loads):

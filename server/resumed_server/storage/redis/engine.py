@@ -30,6 +30,7 @@ from resumed_server.storage.engine import (
     NoTombstone,
     Put,
     Remove,
+    StorageConnections,
     StoredSession,
     StoreTotals,
     Take,
@@ -96,10 +97,10 @@ class RedisEngine(Engine):
         cluster = url.topology == "cluster"
         streams = streams_of(self._prefix, cluster=cluster)
         self._scripts = {kind: load_script(name, cluster=cluster) for kind, name in _SCRIPTS.items()}
-        admission = Admission(streams, self._scripts.values(), cluster=cluster)
-        self._nodes = connect(url, threads, admission)
+        self._admission = Admission(streams, self._scripts.values(), cluster=cluster)
+        self._nodes = connect(url, threads, self._admission)
         self._log = ChangeLog(self._nodes, streams)
-        self._purges = Purges(url, self._nodes, self._log, admission)
+        self._purges = Purges(url, self._nodes, self._log, self._admission)
         self._removals = Removals(self._nodes, self._log)
         self._gate = CallGate()
         # After a restart of this server, all its watchers catch up at once, and look-ups need connections as well.
@@ -208,6 +209,10 @@ class RedisEngine(Engine):
                 usage.bytes += info.get("used_memory", 0)
                 usage.evicted += info.get("evicted_keys", 0)
         return usage
+
+    def connections(self) -> StorageConnections:
+        """See Engine."""
+        return StorageConnections(*self._nodes.connections(), opened=self._admission.count)
 
     def probe(self) -> None:
         """See Engine. A cluster can serve as long as one of its primaries can."""

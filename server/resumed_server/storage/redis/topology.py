@@ -27,7 +27,7 @@ from redis.retry import Retry
 from resumed_server.storage.engine import EngineError, EngineFull, EngineUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from resumed_server.storage.redis.url import RedisUrl
@@ -139,6 +139,16 @@ class RedisTopology(ABC):
     def close(self) -> None:
         """Close all connections."""
 
+    def connections(self) -> tuple[int, int, int]:
+        """Return how many connections calls use, how many are idle, and how many there may be, of all pools."""
+        # Private names of redis-py, the same in all versions that pyproject.toml allows.
+        pools = list(self._pools())
+        return (
+            sum(len(pool._in_use_connections) for pool in pools),  # noqa: SLF001
+            sum(len(pool._available_connections) for pool in pools),  # noqa: SLF001
+            sum(pool.max_connections for pool in pools),
+        )
+
     def replica_error(self, node: str) -> EngineUnavailable:
         """Return the error for a node that is a replica."""
         message = f"Redis at {node} is a replica, which is read-only; use its primary"
@@ -157,6 +167,9 @@ class RedisTopology(ABC):
 
     @abstractmethod
     def _execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]: ...
+
+    @abstractmethod
+    def _pools(self) -> Iterable[Any]: ...
 
     @abstractmethod
     def _infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]: ...
@@ -246,6 +259,9 @@ class _SingleServer(RedisTopology):
             answers: list[Any] = pipeline.execute(raise_on_error=False)
         return answers
 
+    def _pools(self) -> Iterable[Any]:
+        return [self._client.connection_pool]
+
     def _infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
         yield self.name, self._client.info
 
@@ -292,6 +308,10 @@ class _Cluster(RedisTopology):
                 pipeline.execute_command(*command, target_nodes=target)
             answers: list[Any] = pipeline.execute(raise_on_error=False)
         return answers
+
+    def _pools(self) -> Iterable[Any]:
+        nodes = self._cluster_client.get_nodes() if self._cluster_client else []
+        return [node.redis_connection.connection_pool for node in nodes if node.redis_connection]
 
     def _infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
         with self._translate_errors(self.name, self._backoffs[self.name]):
