@@ -39,20 +39,25 @@ help:
 
 ##@ Use
 
-# The dependencies of the server and the demo. A virtual environment whose creation failed has no pip.
-$(BIN)/.installed-demo: pyproject.toml
+# A virtual environment whose creation failed has no pip.
+$(BIN)/.created:
 	@command -v $(PYTHON) >/dev/null || deploy/debian-packages python3-venv
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resumed needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || deploy/debian-packages python3-venv
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing into $(VENV): a minute or so, once"
 	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+# The dependencies of the server and the demo.
+$(BIN)/.installed-demo: pyproject.toml | $(BIN)/.created
 	$(BIN)/python -m pip install --quiet --editable '.[server,pyopenssl]'
 	@touch $@
 
-$(BIN)/.installed: $(BIN)/.installed-demo
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@touch $@
+# EXTRAS="deploy docs" installs these as well, in less time than one after the other.
+$(BIN)/.installed: pyproject.toml | $(BIN)/.created
+	$(BIN)/python -m pip install --quiet --editable '.[dev$(EXTRAS:%=,%)]'
+	@touch $@ $(patsubst %,$(BIN)/.installed-%,demo $(EXTRAS))
 
 # Extras of pyproject.toml that only some targets need.
 $(BIN)/.installed-%: $(BIN)/.installed

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from chaos.rig import Rig
 
 BEFORE = 2.0
-"""Seconds of traffic before the fault, and at least after it."""
+"""Default time of traffic before the fault, and at least after it, in seconds."""
 PATIENCE = 20.0
 """Maximum time, in seconds, until sessions resume at first, and until they resume again."""
 STALLED = 1.0
@@ -111,8 +111,12 @@ def run(
     tell: Callable[[str], object] = lambda _: None,
     *,
     tickets: bool = False,
+    around: float = BEFORE,
 ) -> Outcome:
-    """Run traffic through a fault of `seconds`, wait until sessions resume again, and return the measurements."""
+    """Run traffic through a fault of `seconds`, wait until sessions resume again, and return the measurements.
+
+    The traffic lasts `around` seconds before the fault, and at least as long after it.
+    """
     with tempfile.TemporaryDirectory(prefix="resumed-fault-") as directory:
         tell("starting")
         with fault.scenario(Place(Path(directory), deadline, tickets)) as (rig, begin, end), Traffic(rig) as traffic:
@@ -120,7 +124,7 @@ def run(
             started = time.monotonic()
             warm = _await_resumption(traffic, started)
             traffic.save()
-            time.sleep(BEFORE)
+            time.sleep(around)
             lines = len(rig.server_log())
             tell("during")
             began = time.monotonic()
@@ -133,7 +137,7 @@ def run(
                 end()
             since = ended if end else began
             back = _await_resumption(traffic, since)
-            time.sleep(BEFORE)
+            time.sleep(around)
             back = traffic.back(since) if back is not None else None
             kept = traffic.kept()
             traffic.recheck()

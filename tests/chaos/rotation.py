@@ -57,9 +57,6 @@ NEGOTIATED = 0.25
 """Share of the handshakes that negotiate; the others offer a session."""
 TICKETS = 2_000
 """Maximum number of sessions that wait to be offered."""
-CALLS = 10.0
-"""Calls per second of each kind."""
-
 _PATIENCE = 30.0
 _END_SECONDS = 1.0
 """Maximum time, in seconds, by which a session ends before its lifetime: its end is a whole second."""
@@ -74,6 +71,7 @@ class Settings:
 
     seconds: float = 180.0
     rate: float = 1_000.0
+    calls: float = 10.0
     lifetime: int = 20
     deadline: float = 0.05
 
@@ -251,7 +249,7 @@ class Traffic:
     def call(self) -> None:
         """Make calls of all kinds except Watch, which the mirror has open."""
         with contextlib.closing(self._site.program()) as store:
-            for _ in self._paced(CALLS):
+            for _ in self._paced(self._settings.calls):
                 key = os.urandom(32)
                 try:
                     store.put(key, b"value", 60.0)
@@ -355,6 +353,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=Settings.seconds)
     parser.add_argument("--rate", type=float, default=Settings.rate, help="handshakes a minute")
+    parser.add_argument("--calls", type=float, default=Settings.calls, help="calls of each kind a second")
     parser.add_argument("--lifetime", type=int, default=Settings.lifetime, help="seconds that a session lives")
     parser.add_argument("--deadline", type=float, default=Settings.deadline, help="seconds that a look-up may take")
     outcome = run(Settings(**vars(parser.parse_args())))

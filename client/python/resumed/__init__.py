@@ -7,53 +7,14 @@ install() puts the store under a server's TLS context; that is all that most fro
     resumed.install(context, target="dns:///store:7400", namespace="shop", keyring="fleet.keys")
 """
 
-from resumed._client.admin import Admin, NamespaceStats
-from resumed._client.store import Get, Put, Remove, StoreClient, StoredSession, Take
-from resumed._crypto.keyring import Keyring
-from resumed._crypto.store_key import StoreKeys
-from resumed._exceptions import (
-    AlreadyExists,
-    CredentialsError,
-    InvalidRequest,
-    KeyringError,
-    LimitExceeded,
-    ResumedError,
-    StoreError,
-    StoreTimeout,
-    StoreUnavailable,
-    UnsealError,
-    UnsupportedContext,
-)
-from resumed._install import Installation, install
-from resumed._policy.stats import Stats
-from resumed._process.hardening import forbid_core_dumps
-from resumed._transport.tls import Credentials
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Admin",
-    "AlreadyExists",
-    "Credentials",
-    "CredentialsError",
-    "Get",
-    "Installation",
-    "InvalidRequest",
-    "Keyring",
-    "KeyringError",
-    "LimitExceeded",
-    "NamespaceStats",
-    "Put",
-    "Remove",
-    "ResumedError",
-    "Stats",
-    "StoreClient",
-    "StoreError",
-    "StoreKeys",
-    "StoreTimeout",
-    "StoreUnavailable",
-    "StoredSession",
-    "Take",
-    "UnsealError",
-    "UnsupportedContext",
-    "forbid_core_dumps",
-    "install",
-]
+if TYPE_CHECKING:
+    from resumed._public import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> object:
+        """Return a public name. Programs that import only the stubs, such as the server, start faster without them."""
+        value = globals()[name] = getattr(import_module("resumed._public"), name)
+        return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 from resumed_server.errors import ExitStatus, UserError, print_error
@@ -50,6 +49,8 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version  # noqa: PLC0415 - takes as long as a tenth of the start of a server
+
         typer.echo(f"resumed {version('resumed')}")
         raise typer.Exit
 

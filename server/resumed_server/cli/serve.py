@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from resumed_server import _structlog  # noqa: F401 - before all modules that log
 from resumed_server.cli.options import logs_start_errors, takes_settings
 from resumed_server.preflight import verify_settings
 
@@ -27,7 +28,7 @@ def serve(
         typer.echo(json.dumps(shown, indent=2) if as_json else text)
         return
     settings = verify_settings(**given)
-    from resumed import forbid_core_dumps  # noqa: PLC0415 - --check and --help do not need the client
+    from resumed._process.hardening import forbid_core_dumps  # noqa: PLC0415 - without the rest of the client
     from resumed_server.main import run  # noqa: PLC0415 - loads gRPC
 
     if not settings.core_dumps:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from resumed import _reload as files
+import resumed._reload as files
 from resumed_server.errors import exception_fields
 
 if TYPE_CHECKING:

@@ -131,18 +131,20 @@ def test_ends_when_the_time_is_over(server: Server) -> None:
     assert 0.2 < report(server.target, "--insecure", "--duration", "300ms")["seconds"] < 5  # and not the 10 s of before
 
 
-@pytest.mark.parametrize("version", ["1.2", "1.3"])
-def test_sessions_cross_frontends_that_share_a_store(store: RunningServer, tmp_path: Path, version: str) -> None:
+@pytest.mark.parametrize(("version", "shared"), [("1.2", True), ("1.3", True), ("1.3", False)])
+def test_sessions_cross_frontends_that_share_a_store(
+    store: RunningServer, tmp_path: Path, version: str, shared: bool
+) -> None:
     fleet = Fleet(str(tmp_path))
     options = ("--insecure", "--sni", "localhost", "--tls", version, "--count", "200", "--send", r"who\n", *FEW_CLIENTS)
     shim = ("--puts", "wait", "--deadline", "5")
-    for target, share in ((store.target, 1), (None, 0)):
-        with fleet.frontend(STACKS[0], target, *shim) as first, fleet.frontend(STACKS[1], target, *shim) as second:
-            targets = f"127.0.0.1:{first}", f"127.0.0.1:{second}"
-            found = report(*targets, *options, "--resume", "50")
-        assert found["resumed_of_offered"] == share
-        visits = [sum(figures["handshakes"] for figures in found["by_target"][each].values()) for each in targets]
-        assert visits == [pytest.approx(100, abs=8)] * 2
+    target = store.target if shared else None
+    with fleet.frontend(STACKS[0], target, *shim) as first, fleet.frontend(STACKS[1], target, *shim) as second:
+        targets = f"127.0.0.1:{first}", f"127.0.0.1:{second}"
+        found = report(*targets, *options, "--resume", "50")
+    assert found["resumed_of_offered"] == shared
+    visits = [sum(figures["handshakes"] for figures in found["by_target"][each].values()) for each in targets]
+    assert visits == [pytest.approx(100, abs=8)] * 2
 
 
 def test_tells_of_visits_that_fail(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_a_context_that_goes_takes_everything_with_it(stack: Stack) -> None:
     gc.collect()
     threads, descriptors = threading.active_count(), descriptors_open()
     references: list[weakref.ref[Any]] = []
-    for _ in range(20):
+    for _ in range(5):
         context = server_context(stack)
         installation = resumed.install(context, **ARGUMENTS)
         installation._policy._breaker.closed = False

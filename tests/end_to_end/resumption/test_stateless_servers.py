@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PATIENT = "?timeout_ms=5000"
 """Generous, because tests run on loaded machines."""
-RACERS, SESSIONS, AT_ONCE = 16, 20_000, 64
+RACERS, SESSIONS, AT_ONCE = 16, 5_000, 64
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def two_servers(valkey: RedisServer) -> Iterator[list[RunningServer]]:
         yield [held.enter_context(running_server("--storage", valkey.url + PATIENT)) for _ in range(2)]
 
 
-def test_sixteen_clients_take_twenty_thousand_sessions_from_two_servers_once_each(valkey: RedisServer) -> None:
+def test_sixteen_clients_take_five_thousand_sessions_from_two_servers_once_each(valkey: RedisServer) -> None:
     keys = [os.urandom(32) for _ in range(SESSIONS)]
     taken: list[bytes] = []
     together = threading.Barrier(RACERS)

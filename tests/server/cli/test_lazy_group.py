@@ -62,6 +62,13 @@ def test_a_command_leaves_the_environment_of_its_process_alone() -> None:
     assert dict(os.environ) == before
 
 
+def test_the_server_imports_neither_the_rest_of_the_client_nor_rich() -> None:
+    """They take a third of the time in which it starts."""
+    code = "import sys, resumed_server.cli.serve, resumed_server.main; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"resumed._public", "rich", "twisted"} & set(done.stdout.split())
+
+
 def test_settings_need_no_typer() -> None:
     code = "import sys, resumed_server.preflight; sys.exit('typer' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

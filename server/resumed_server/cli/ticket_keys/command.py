@@ -133,12 +133,7 @@ def ticket_keys(
     ] = None,
     metrics_listen: Annotated[
         list[str] | None,
-        typer.Option(
-            "--metrics-listen",
-            "--listen-metrics",
-            metavar="ADDRESS",
-            help="Address that serves metrics for Prometheus over plain HTTP: host:port.",
-        ),
+        typer.Option(metavar="ADDRESS", help="Address that serves metrics for Prometheus over plain HTTP: host:port."),
     ] = None,
     health_listen: Annotated[
         list[str] | None,
