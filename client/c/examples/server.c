@@ -2,8 +2,8 @@
  * A TLS server that keeps its sessions in the store: it answers each message of a client. A thread for each connection.
  *
  *     server --certificate FILE --target 127.0.0.1:7400 --namespace shop --keyring fleet.keys
- *            [--deadline MILLISECONDS] [--mirror BYTES] [--single-use] [--any-id]
- *            [--ignore-id-context] [--connections NUMBER]
+ *            [--deadline MILLISECONDS] [--mirror BYTES] [--single-use] [--any-id] [--tickets]
+ *            [--ignore-id-context] [--client-ca FILE] [--connections NUMBER]
  */
 #include <arpa/inet.h>
 #include <getopt.h>
@@ -54,7 +54,9 @@ static int listener_on_loopback(void)
 
 int main(int argc, char **argv)
 {
-    enum { CERTIFICATE, TARGET, NAMESPACE, KEYRING, DEADLINE, MIRROR, SINGLE_USE, ANY_ID, IGNORE_ID_CONTEXT, CONNECTIONS };
+    enum {
+        CERTIFICATE, TARGET, NAMESPACE, KEYRING, DEADLINE, MIRROR, SINGLE_USE, ANY_ID, TICKETS, IGNORE_ID_CONTEXT, CLIENT_CA, CONNECTIONS
+    };
     static const struct option names[] = {
         {"certificate", required_argument, NULL, CERTIFICATE},
         {"target", required_argument, NULL, TARGET},
@@ -64,12 +66,14 @@ int main(int argc, char **argv)
         {"mirror", required_argument, NULL, MIRROR},
         {"single-use", no_argument, NULL, SINGLE_USE},
         {"any-id", no_argument, NULL, ANY_ID},
+        {"tickets", no_argument, NULL, TICKETS},
         {"ignore-id-context", no_argument, NULL, IGNORE_ID_CONTEXT},
+        {"client-ca", required_argument, NULL, CLIENT_CA},
         {"connections", required_argument, NULL, CONNECTIONS},
         {0},
     };
     resumed_options options = {.size = sizeof options, .single_host = 1};
-    const char *certificate = NULL, *complaint;
+    const char *certificate = NULL, *client_ca = NULL, *complaint;
     long connections = -1;
     int name;
 
@@ -83,7 +87,9 @@ int main(int argc, char **argv)
         case MIRROR: options.mirror_bytes = strtoul(optarg, NULL, 10); break;
         case SINGLE_USE: options.single_use = 1; break;
         case ANY_ID: options.any_ids = 1; break;
+        case TICKETS: options.tickets = options.tickets_tls12 = 1; break;
         case IGNORE_ID_CONTEXT: options.ignore_id_context = 1; break;
+        case CLIENT_CA: client_ca = optarg; break;
         case CONNECTIONS: connections = strtol(optarg, NULL, 10); break;
         default: return 2;
         }
@@ -93,6 +99,11 @@ int main(int argc, char **argv)
     if (!certificate || SSL_CTX_use_certificate_chain_file(context, certificate) != 1
         || SSL_CTX_use_PrivateKey_file(context, certificate, SSL_FILETYPE_PEM) != 1)
         fail("--certificate is no file with a certificate and its key");
+    if (client_ca) {
+        if (SSL_CTX_load_verify_locations(context, client_ca, NULL) != 1)
+            fail("--client-ca is no file with authorities of client certificates");
+        SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+    }
     if ((complaint = resumed_install(context, &options)))
         fail(complaint);
 

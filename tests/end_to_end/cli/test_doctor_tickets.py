@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import resumed
-from resumed_server.cli.diagnose import frontend_checks
+from resumed_server.cli.diagnose import frontend_checks, issued_session
 from resumed_server.cli.keyring.keygen import keygen
 from support.command import run_command
 from support.frontend import listening
@@ -18,6 +18,7 @@ from support.relay import Relay
 from support.server import running_server
 from support.tickets import TicketFrontend
 from support.tls import CA, Frontend
+from support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,12 +62,21 @@ def doctor(tmp_path: Path) -> Iterator[Doctor]:
         yield Doctor(store.target, tmp_path / "keys")
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give sessions and removals more time on a busy machine, in tests in which all of them arrive."""
+    monkeypatch.setattr(issued_session, "STORED_SECONDS", PATIENCE)
+    monkeypatch.setattr(frontend_checks, "STORED_SECONDS", PATIENCE)
+    monkeypatch.setattr(frontend_checks, "REMOVAL_SECONDS", PATIENCE)
+
+
 def outcomes(steps: Steps) -> set[str]:
     return {step["outcome"] for step in steps.values()}
 
 
 @EITHER
 @pytest.mark.parametrize("single_use", [False, True])
+@pytest.mark.usefixtures("patient")
 def test_a_working_fleet_passes_all_checks(doctor: Doctor, tls12: bool, single_use: bool) -> None:
     options = {"tickets_tls12": tls12, "single_use": single_use}
     one, other = doctor.examine(doctor.frontend("ssl", **options), doctor.frontend("pyopenssl", **options))
@@ -77,6 +87,7 @@ def test_a_working_fleet_passes_all_checks(doctor: Doctor, tls12: bool, single_u
     assert other["removal in TLS 1.3"]["note"] == "a session that was removed does not resume"
 
 
+@pytest.mark.usefixtures("patient")
 def test_frontends_with_tls13_only_pass_all_checks(doctor: Doctor) -> None:
     frontends = [doctor.frontend(), doctor.frontend()]
     for each in frontends:
@@ -115,6 +126,7 @@ def test_a_frontend_that_stores_sessions_beside_one_with_tickets_fails(doctor: D
     assert "tickets_tls12" in failed["advice"]
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_frontend_with_tickets_beside_one_that_stores_sessions_is_a_warning(doctor: Doctor) -> None:
     _, steps = doctor.examine(Frontend("ssl", doctor.target, doctor.keyring), doctor.frontend())
     assert steps["another frontend's session"]["outcome"] == "warning"

@@ -156,6 +156,26 @@ def test_a_ticket_for_one_server_name_is_none_for_another(
     assert client.visit(other, session, host="public.example").reused
 
 
+def test_a_servername_callback_gets_the_name_of_the_client_when_a_ticket_resumes(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
+) -> None:
+    negotiator, resumer = mixed(store, keyring, stack)  # the negotiator has no such callback
+    names: list[str] = []
+
+    def note(connection: ssl.SSLObject | SSL.Connection, name: str | None = None, *_: object) -> None:
+        names.append(
+            (connection.get_servername() or b"").decode() if isinstance(connection, SSL.Connection) else str(name)
+        )
+
+    if resumer.stack == "ssl":
+        resumer.context.sni_callback = note
+    else:
+        resumer.context.set_tlsext_servername_callback(note)
+    client.visit(resumer)  # learns the name
+    assert client.visit(resumer, client.visit(negotiator).session).reused
+    assert names == ["localhost", "localhost"]
+
+
 def test_no_ticket_crosses_namespaces_or_fleets(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client
 ) -> None:

@@ -257,6 +257,9 @@ class TicketCallbacks:
         if data and state is None:
             checks.warn_of_foreign_data()
             return None
+        if self._library.SSL_version(ssl) != TLS1_3_VERSION:
+            # As for stored sessions: on a connection that resumes it, SSL_get_servername(3) returns this name.
+            self._library.SSL_SESSION_set1_hostname(session, name or None)
         fingerprint = checks.learn(ssl, session, mode)
         return state._replace(fingerprint=fingerprint) if state else self._tickets.begin(fingerprint, name)
 

@@ -6,6 +6,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import resumed
 from resumed._openssl.session_ids import session_of
 from resumed_server.cli.diagnosis import Failure
 from resumed_server.errors import ExitStatus
@@ -28,10 +29,17 @@ class Connection(NamedTuple):
 
     @property
     def shown(self) -> bytes:
-        """The ticket of the session, or its id if it has none; empty without a session."""
+        """The ticket of the session, or its id if it has none; empty without a session.
+
+        Raises:
+            Unavailable: The session is in a libssl that this process cannot reach.
+        """
         if self.session is None:
             return b""
-        codec, pointer = session_of(self.session)
+        try:
+            codec, pointer = session_of(self.session)
+        except resumed.UnsupportedContext as error:
+            raise Unavailable(str(error)) from None
         return codec.ticket_of(pointer) or codec.id_of(pointer)
 
 
