@@ -444,7 +444,7 @@ services-test: $(BIN)/.installed-deploy redis compose ## Run examples/compose wi
 
 .PHONY: rolling
 rolling: deploy-tools nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
-	PYTHONPATH=tests $(BIN)/python tests/deploy/rolling.py $(ROLLING)
+	PYTHONPATH=tests:. $(BIN)/python tests/deploy/rolling.py $(ROLLING)
 
 .PHONY: nss-wrapper
 nss-wrapper: # Resolves the Service's name
