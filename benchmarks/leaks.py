@@ -150,10 +150,12 @@ class HandshakeFamilies:
         stack: The TLS stack of the frontend.
         target: The target of the store.
         resumptions: The number of resumptions in a family.
+        sessions: `stored` or `tickets`.
     """
 
-    def __init__(self, stack: Stack, target: str, resumptions: int) -> None:
+    def __init__(self, stack: Stack, target: str, resumptions: int, sessions: str) -> None:
         self.stack = stack
+        self._options = {"sessions": sessions, "tickets_tls12": sessions == "tickets"}
         self._resumptions = resumptions
         self._keyring = resumed.Keyring.from_keys([os.urandom(32)])
         self._target = target
@@ -164,12 +166,13 @@ class HandshakeFamilies:
 
     @property
     def share(self) -> str:
-        """Share of the handshakes that resumed a session from the store."""
-        return f"{self.frontend.shim.stats.hits.total() / self.handshakes:.1%}"
+        """Share of the handshakes that resumed a session of the fleet."""
+        stats = self.frontend.shim.stats
+        return f"{(stats.hits + stats.tickets_resumed).total() / self.handshakes:.1%}"
 
     def new_frontend(self) -> Frontend:
         """Create a context and install the shim in it."""
-        return Frontend(self.stack, self._target, self._keyring)
+        return Frontend(self.stack, self._target, self._keyring, **self._options)
 
     def make_handshakes(self, total: int) -> None:
         """Make handshakes until their number is `total`."""
@@ -238,12 +241,13 @@ def main() -> int:
     parser.add_argument("--handshakes", type=int, default=100_000, help="on each stack; compared with a tenth of it")
     parser.add_argument("--contexts", type=int, default=2_000, help="of each stack; compared with a tenth of it")
     parser.add_argument("--resumptions", type=int, default=3, help="resumptions for each full handshake")
+    parser.add_argument("--sessions", default="stored", choices=("stored", "tickets"), help="the fleet's mode (stored)")
     parser.add_argument("--stacks", nargs="+", default=STACKS, choices=STACKS)
     options = parser.parse_args()
     report = Report()
     with running_server() as store, Progress(transient=True) as progress:
         for stack in options.stacks:
-            families = HandshakeFamilies(stack, store.target, options.resumptions)
+            families = HandshakeFamilies(stack, store.target, options.resumptions, options.sessions)
             for percent in progress.track(PERCENT, description=f"handshakes, {stack}"):
                 families.make_handshakes(options.handshakes * percent // 100)
                 if percent in REPORTED:

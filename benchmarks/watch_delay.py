@@ -90,7 +90,7 @@ def run_mirrors(targets: Sequence[str], control: Connection) -> None:
     for target in targets:
         mirror = Mirror(resumed.StoreClient(target, namespace=NAMESPACE))
         mirror.sessions = TimedSessionCache()
-        mirror.get(b"")
+        mirror.follow()
         mirrors.append(mirror)
     await_all(mirrors, lambda mirror: mirror.live)
     for mirror in mirrors:

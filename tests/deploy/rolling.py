@@ -71,6 +71,7 @@ class Frontends(NamedTuple):
     once: list[int]
     journals: dict[int, Path]
     """By port."""
+    tickets: bool = False
 
 
 class Miss(NamedTuple):

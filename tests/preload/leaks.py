@@ -1,10 +1,10 @@
 """What stays behind in C servers after many handshakes and reloads: `python tests/preload/leaks.py` (`make leaks-c`).
 
 nginx and Apache with libresumed-preload, and client/c/examples/server.c, each with one process that serves, a mirror of
-1 MiB, and TLS 1.2 and 1.3 by turns; one of four handshakes is full. Their resident memory is read after a warm-up that
-fills the mirror, and as the handshakes go on. Then nginx and Apache are reloaded again and again: a session that was
-negotiated before resumes behind it, and it is the first process, which lives on, whose memory is read. With --heap the
-heap's peak is compared as well, by heaptrack. Exits 1 if anything grew.
+1 MiB or tickets, and TLS 1.2 and 1.3 by turns; one of four handshakes is full. Their resident memory is read after a
+warm-up that fills the mirror, and as the handshakes go on. Then nginx and Apache are reloaded again and again: a
+session that was negotiated before resumes behind it, and it is the first process, which lives on, whose memory is
+read. With --heap the heap's peak is compared as well, by heaptrack. Exits 1 if anything grew.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from support.server import running_server
 from support.tls import CA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from OpenSSL import SSL
 
 NAMES = ("C", "nginx", "apache")
+STORED, TICKETS = {"mirror": str(1 << 20)}, {"sessions": "tickets", "tickets_tls12": "1"}
 BUILD = ROOT / ".build" / "c"
-MIRROR = 1 << 20
 WARM_UP = 5_000
 STEPS = 4
 RESUMPTIONS = 3
@@ -53,7 +53,9 @@ RELOADED = {"nginx": signal.SIGHUP, "apache": signal.SIGUSR1}
 
 
 @contextlib.contextmanager
-def running(name: str, directory: Path, target: str | None) -> Iterator[tuple[int, int, Server | None]]:
+def running(
+    name: str, directory: Path, target: str | None, mode: Mapping[str, str] = STORED
+) -> Iterator[tuple[int, int, Server | None]]:
     """Run a server, without a store if `target` is None, and hand out its process id and port."""
     certificate, keyring = directory / "certificate.pem", directory / "fleet.keys"
     if not certificate.exists():
@@ -62,7 +64,7 @@ def running(name: str, directory: Path, target: str | None) -> Iterator[tuple[in
         keyring.write_text(resumed.Keyring.generate() + "\n", encoding="ascii")
     if name == "C":
         command = [str(BUILD / "resumed-server"), "--certificate", str(certificate), "--keyring", str(keyring)]
-        command += ["--target", str(target), "--namespace", "shop", "--deadline", "5000", "--mirror", str(MIRROR)]
+        command += ["--target", str(target), "--namespace", "shop", "--deadline", "5000", "--mirror", STORED["mirror"]]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
             try:
@@ -70,7 +72,7 @@ def running(name: str, directory: Path, target: str | None) -> Iterator[tuple[in
             finally:
                 process.terminate()
     else:
-        environment = settings(target, "shop", keyring, deadline="5", mirror=str(MIRROR)) if target else None
+        environment = settings(target, "shop", keyring, deadline="5", **mode) if target else None
         with serving(name, certificate, environment, workers=1) as server:
             yield server.process.pid, server.port, server
 
@@ -124,12 +126,12 @@ class Report:
         self.grown += failed
 
 
-def many_handshakes(name: str, count: int, report: Report) -> None:
+def many_handshakes(name: str, count: int, report: Report, mode: Mapping[str, str]) -> None:
     """Measure the memory of a server after its warm-up and at the end."""
     with (
         tempfile.TemporaryDirectory(prefix="resumed-leaks-") as directory,
         running_server() as store,
-        running(name, Path(directory), store.target) as (pid, port, _),
+        running(name, Path(directory), store.target, mode) as (pid, port, _),
     ):
         clients = Clients(port)
         clients.handshakes_up_to(WARM_UP)
@@ -216,13 +218,14 @@ def main() -> int:
     parser.add_argument("--handshakes", type=int, default=100_000, help="with each server, behind the warm-up")
     parser.add_argument("--reloads", type=int, default=100, help="of nginx and Apache")
     parser.add_argument("--only", nargs="*", choices=NAMES, default=NAMES)
+    parser.add_argument("--tickets", action="store_true", help="handshakes with tickets, of nginx and Apache")
     parser.add_argument("--heap", action="store_true", help="needs Debian's heaptrack")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
     report = Report(console)
     for name in options.only:
-        if options.handshakes:
-            many_handshakes(name, options.handshakes, report)
+        if options.handshakes and not (options.tickets and name == "C"):
+            many_handshakes(name, options.handshakes, report, TICKETS if options.tickets else STORED)
         if options.reloads and name in RELOADED:
             for shared in True, False:
                 many_reloads(name, options.reloads, report, shared=shared)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,7 +14,11 @@ import pytest
 import resumed
 from preload.servers import serving, settings
 from preload.test_preload import visit
+from support.metrics import scraped_until
+from support.ports import free_port
+from support.server import running_server
 from support.tls import VERSIONS, client_context
+from support.waiting import until
 
 pytestmark = pytest.mark.skipif("RESUMED_PRELOAD" not in os.environ, reason="needs Rust: make preload-test")
 
@@ -125,3 +130,30 @@ def test_a_process_of_mixed_privileges_gets_no_thread(
     done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
     threads, said = int(done.stdout), log.read_text(encoding="ascii")
     assert ("left alone: it changes between users" in said, threads > 1) == (mixed, not mixed)
+
+
+@pytest.mark.skipif(not shutil.which("socat"), reason="needs socat: make preload-test")
+def test_a_process_for_one_connection_opens_no_mirror(certificate: Path, keyring: Path) -> None:
+    """A mirror that lives as long as one connection costs a Watch stream, and resumes nothing."""
+    port, context, session = free_port(), client_context(VERSIONS[1]), None
+    listen = f"OPENSSL-LISTEN:{port},bind=127.0.0.1,fork,cert={certificate},verify=0"
+    with running_server("--metrics-listen", "127.0.0.1:0") as store:
+        calls = settings(store.target, "forks", keyring, deadline="5", puts="wait")
+        with subprocess.Popen(["socat", listen, "EXEC:cat"], env={**os.environ, **calls}) as server:
+            try:
+                until(lambda: listens(port))
+                for number in range(5):
+                    resumed_it, session = visit(context, port, session)
+                    assert resumed_it == (number > 0)
+                children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+                until(lambda: not children.read_text(encoding="ascii"))  # a Watch counts at its end
+            finally:
+                server.terminate()
+        found = scraped_until(store, lambda found: found.total("resumed_calls_total", method="Get", code="OK") == 4)
+    assert found.total("resumed_calls_total", method="Watch") == 0
+
+
+def listens(port: int) -> bool:
+    """Return whether a server accepts connections."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -228,3 +228,17 @@ def test_callbacks_that_observe_sessions_are_called_and_those_of_a_cache_replace
     done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the server's own session cache is not used") == (callbacks == "cache"), done.stderr
+
+
+def test_a_program_that_keeps_openssls_objects_in_shared_memory_is_left_alone(
+    environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    """shared_memory.c: in another process, a pointer of the library's leads nowhere."""
+    certificate, program = tmp_path / "certificate.pem", tmp_path / "shared_memory"
+    certificate.write_bytes(CA.issue_cert("localhost").private_key_and_cert_chain_pem.bytes())
+    source = ROOT / "client" / "c" / "tests" / "shared_memory.c"
+    subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", source, "-o", program, "-lssl", "-lcrypto"], check=True)
+    command = [str(program), str(certificate)]
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("in memory that its processes share") == 1, done.stderr

@@ -33,6 +33,15 @@ _XMPP = (
     "<?xml version='1.0'?><stream:stream to='localhost' version='1.0' xmlns='jabber:client' "
     "xmlns:stream='http://etherx.jabber.org/streams'>"
 )
+_OPTIONS = b"""OPTIONS sip:test@localhost SIP/2.0\r
+Via: SIP/2.0/TLS localhost;branch=z9hG4bK1\r
+From: <sip:test@localhost>;tag=1\r
+To: <sip:test@localhost>\r
+Call-ID: 1\r
+CSeq: 1 OPTIONS\r
+Content-Length: 0\r
+\r
+"""
 PROTOCOLS = {
     "http": Exchange(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", b" 200 "),
     "http/1.0": Exchange(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n", b" 200 "),
@@ -44,6 +53,7 @@ PROTOCOLS = {
     "ftp": Exchange(b"", b"220 "),
     "imap": Exchange(b"", b"* OK"),
     "xmpp": Exchange(_XMPP.encode(), b"stream:features"),
+    "sip": Exchange(_OPTIONS, b"SIP/2.0 200 "),
     "irc": Exchange(b"NICK a\r\nUSER a a a :a\r\n", b" 464 "),
     "stun": Exchange(b"\x00\x01\x00\x00\x21\x12\xa4\x42" + bytes(12), b"\x21\x12\xa4\x42"),
     "dns": Exchange(struct.pack(">H", len(_QUERY)) + _QUERY, b"\x12\x34"),

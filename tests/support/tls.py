@@ -92,7 +92,7 @@ class Mirrored(Frontend):
     def __init__(self, stack: Stack, target: str, keyring: resumed.Keyring, **options: Any) -> None:
         super().__init__(stack, target, keyring, mirror=True, **options)
         self.mirror = self.shim._policy._mirror
-        self.mirror.get(b"")  # as the first look-up does
+        self.mirror.follow()
         until(lambda: self.mirror.live)
 
     def await_sessions(self, count: int) -> None:

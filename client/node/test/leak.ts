@@ -1,6 +1,6 @@
 /**
- * Shows the heap of a server before, during and after many handshakes, nine of ten resumed: `npm run leak -- [HANDSHAKES]`
- * (100,000 by default). The clients are in the same process.
+ * Shows the heap of a server before, during and after many handshakes, nine of ten resumed: `npm run leak --
+ * [HANDSHAKES [stored|tickets]]` (100,000, stored). The clients are in the same process.
  */
 import tls from "node:tls";
 
@@ -10,7 +10,7 @@ import { fleetKey, pem, quiet, startStore, VERSIONS, visit } from "./support.js"
 const STEPS = 4;
 const AT_ONCE = 4;
 
-async function main(handshakes: number): Promise<void> {
+async function main(handshakes: number, mode: "stored" | "tickets"): Promise<void> {
   const { target, process: store } = await startStore();
   for (const version of VERSIONS) {
     const server = tls.createServer({ cert: pem, key: pem }, (socket) => {
@@ -20,7 +20,7 @@ async function main(handshakes: number): Promise<void> {
         .write("x");
     });
     const options = { target, namespace: "shop", keyring: Keyring.fromKeys(fleetKey), deadlineMs: 5000, logger: quiet };
-    const sessions = attach(server, options);
+    const sessions = attach(server, { ...options, sessions: mode, ticketsTls12: true });
     const port = await new Promise<number>((resolve) => {
       server.listen(0, "127.0.0.1", () => {
         resolve((server.address() as { port: number }).port);
@@ -53,4 +53,4 @@ async function main(handshakes: number): Promise<void> {
   store.kill();
 }
 
-void main(Number(process.argv[2] ?? 100_000));
+void main(Number(process.argv[2] ?? 100_000), process.argv[3] === "tickets" ? "tickets" : "stored");

@@ -5,11 +5,16 @@
 //! message. The same holds if messages arrive late, as a network that delays them could have it: a call each
 //! second, on the connection of the stream, bounds their age. A stream that cannot go on where it ended begins with
 //! an empty mirror, never with a wrong one.
+//!
+//! The stream begins at the second look-up of the process: a server that forks a process for each connection has no use for a copy.
 
 use std::collections::{HashMap, VecDeque};
 use std::mem;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::Notify;
 
 use crate::sealing::StoreKey;
 use crate::store::StoredSession;
@@ -26,16 +31,27 @@ const RECENT_REMOVALS: usize = 1024;
 pub(crate) struct Mirror {
     sessions: Mutex<SessionCache>,
     heard: Mutex<Option<Instant>>,
+    lookups: AtomicUsize,
+    pays: Notify,
 }
 
 impl Mirror {
     /// Makes an empty mirror whose sessions may take `limit` bytes.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { sessions: Mutex::new(SessionCache::new(limit)), heard: Mutex::new(None) }
+        let sessions = Mutex::new(SessionCache::new(limit));
+        Self { sessions, heard: Mutex::new(None), lookups: AtomicUsize::new(0), pays: Notify::new() }
+    }
+
+    /// Waits for the second look-up; then the namespace is to be followed.
+    pub(crate) async fn wait(&self) {
+        self.pays.notified().await;
     }
 
     /// Returns the sealed value of a live session, or None: then the store has to be called.
     pub(crate) fn get(&self, key: &StoreKey) -> Option<Vec<u8>> {
+        if self.lookups.fetch_add(1, Ordering::Relaxed) == 1 {
+            self.pays.notify_one();
+        }
         if self.silence()? >= STALE {
             return None;
         }
@@ -242,6 +258,9 @@ impl SessionCache {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
     use super::*;
 
     fn session(value: &[u8], seconds: u64) -> StoredSession {
@@ -258,6 +277,17 @@ mod tests {
         let issue_time = issued.map(timestamp);
         let stored = v1::SessionStored { key: key.to_vec(), session: Some(session), issue_time };
         v1::WatchEvent { event: Some(Event::Stored(stored)) }
+    }
+
+    #[test]
+    fn the_second_look_up_begins_the_stream() {
+        let mirror = Mirror::new(1 << 20);
+        let mut wait = pin!(mirror.wait());
+        let mut begins = || wait.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+        assert_eq!(mirror.get(&[1; 32]), None);
+        assert!(!begins());
+        assert_eq!(mirror.get(&[1; 32]), None);
+        assert!(begins());
     }
 
     #[test]

@@ -60,7 +60,10 @@ impl Process {
             runtime.block_on(async {
                 let [mirror, servers, credentials, prober] = [(); 4].map(|()| Arc::clone(&running.store));
                 if let Some(copy) = running.mirror.clone() {
-                    tokio::spawn(async move { watching::follow(&*copy, &mirror.calls).await });
+                    tokio::spawn(async move {
+                        copy.wait().await;
+                        watching::follow(&*copy, &mirror.calls).await;
+                    });
                 }
                 if let Some(tickets) = running.tickets.clone() {
                     let (followed, store) = (Arc::clone(&tickets), Arc::clone(&running.store));

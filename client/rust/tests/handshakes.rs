@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use resumed::{
-    Credentials, Envelope, Expected, Fingerprint, Format, Ids, Installation, Keyring, Lookup, Options, Scope, Shim, When,
+    Credentials, Envelope, Expected, Fingerprint, Format, Ids, Installation, Keyring, Lookup, Options, Scope, SessionMode,
+    Shim, When,
 };
 use rustls::ClientConnection;
 use rustls::server::{ProducesTickets, StoresServerSessions};
@@ -442,22 +443,27 @@ fn a_mirror_leaves_a_connection_on_which_the_store_speaks_but_answers_nothing() 
 fn memory_does_not_grow_with_the_number_of_handshakes() {
     let Some(store) = shared_store() else { return };
     let handshakes = std::env::var("RESUMED_LEAK_HANDSHAKES").map_or(10_000, |number| number.parse().unwrap());
-    for version in [&TLS12, &TLS13] {
-        let deadline = |options: &mut Options| options.deadline = Duration::from_millis(50);
-        let (sessions, peers) = (sessions(store, "leak", deadline), Peers::new(version));
+    let modes = [SessionMode::Stored, SessionMode::Tickets];
+    for (mode, version) in modes.into_iter().flat_map(|mode| [(mode, &TLS12), (mode, &TLS13)]) {
+        let change = |options: &mut Options| {
+            options.deadline = Duration::from_millis(50);
+            (options.sessions, options.tickets_tls12) = (mode, true);
+        };
+        let (sessions, peers) = (sessions(store, "leak", change), Peers::new(version));
         let run = |handshakes: usize| {
             thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(|| come_and_go(&peers, &sessions, handshakes / 4)))));
             assert!(sessions.flush(PATIENCE));
         };
         run(1000); // fills pools and caches
         let before = resident_kilobytes();
-        println!("{version:?}: {before} kB resident");
+        println!("{mode:?}, {version:?}: {before} kB resident");
         for step in 1..=4 {
             run(handshakes / 4);
             println!("{version:?}: {} kB after {} handshakes", resident_kilobytes(), handshakes / 4 * step);
         }
         let stats = sessions.stats();
-        println!("hits {:?}, misses {:?}, puts {:?}", stats.hits, stats.misses, stats.puts);
+        let resumed = sessions.ticket_stats().map(|stats| stats.resumed);
+        println!("hits {:?}, misses {:?}, puts {:?}, tickets {resumed:?}", stats.hits, stats.misses, stats.puts);
         assert!(resident_kilobytes() < before + 4096, "what allocators keep is less");
     }
 }

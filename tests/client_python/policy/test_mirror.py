@@ -216,7 +216,7 @@ def test_it_answers_for_the_stated_time_after_the_last_word(stream: Stream) -> N
     clock = Clock()
     stream.confirmed = clock.now
     mirror = Mirror(stream, clock=clock)  # type: ignore[arg-type]  # as much of a store as is called
-    assert mirror.get(b"key") is None
+    mirror.follow()
     stream.tell((b"key", session()))
     clock.now += STALE_SECONDS - 0.001
     assert mirror.get(b"key") == b"value"
@@ -231,12 +231,25 @@ def test_it_answers_for_the_stated_time_after_the_last_word(stream: Stream) -> N
     mirror.close()
 
 
+def test_the_second_look_up_of_a_process_begins_the_stream(stream: Stream) -> None:
+    """A server that forks a process for each connection opens no stream."""
+    mirror = Mirror(stream)  # type: ignore[arg-type]  # as much of a store as is called
+    for _ in range(3):
+        mirror.after_fork_in_child()
+        mirror.get(b"key")
+        assert mirror._thread is None
+    mirror.get(b"key")
+    stream.tell((b"key", session()))
+    assert mirror.get(b"key") == b"value"
+    mirror.close()
+
+
 def test_who_delays_the_stream_does_not_keep_it_alive(stream: Stream) -> None:
     """A heartbeat counts from the time of the ping that it answers."""
     clock = Clock()
     stream.confirmed = clock.now
     mirror = Mirror(stream, clock=clock)  # type: ignore[arg-type]
-    mirror.get(b"key")
+    mirror.follow()
     stream.tell((b"key", session()))
     assert mirror.get(b"key") == b"value"
     for _ in range(4):
@@ -320,7 +333,7 @@ def test_a_stream_that_served_is_begun_anew_at_once(
 
     store.closed = threading.Event()
     mirror._closed = SimpleNamespace(wait=wait, is_set=closed.is_set, set=closed.set)  # type: ignore[assignment]
-    mirror.get(b"key")
+    mirror.follow()
     assert store.over.wait(20)
     assert paused == pytest.approx(pauses)
     assert len(caplog.records) == warnings
@@ -331,7 +344,7 @@ def test_a_stream_that_served_is_begun_anew_at_once(
 def test_a_look_up_leaves_a_stream_alone_that_catches_up(stream: Stream) -> None:
     clock = Clock()
     mirror = Mirror(stream, clock=clock)  # type: ignore[arg-type]  # as much of a store as is called
-    mirror.get(b"key")
+    mirror.follow()
     stream.tell((b"key", session()))
     clock.now += STALE_SECONDS
     stream.tell((b"other", session()), live=False)
@@ -362,8 +375,8 @@ def test_an_odd_failure_of_the_stream_does_not_end_the_mirror(monkeypatch: pytes
             raise RuntimeError("can't start new thread")
 
         patch.setattr(threading.Thread, "start", no_thread)
-        assert mirror.get(b"key") is None
-    mirror.get(b"key")
+        mirror.follow()
+    mirror.follow()
     stream.tell((b"key", session()))
     assert mirror.get(b"key") == b"value"
     mirror.close()
@@ -382,7 +395,7 @@ def test_a_mirror_that_is_closed_while_its_stream_begins_follows_nothing() -> No
             return stream
 
     mirror = Mirror(cast("resumed.StoreClient", Beginning()))
-    mirror.get(b"key")
+    mirror.follow()
     assert begins.wait(20)
     mirror.close()
     closed.set()

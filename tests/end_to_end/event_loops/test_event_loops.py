@@ -273,7 +273,7 @@ def test_a_look_up_without_a_call_starts_no_thread(
     with running(LoopFrontend(loop, store.target, keyring, **options)) as frontend:
         shim = frontend.shim._policy
         if why == "mirrored":
-            shim._mirror.get(b"")
+            shim._mirror.follow()
             until(lambda: shim._mirror.live)
             [session] = sessions_of(client, Frontend("ssl", store.target, keyring, namespace=name))
             until(lambda: len(shim._mirror.sessions) == (1 if client.version == VERSIONS[0] else 2))

@@ -239,7 +239,7 @@ def test_a_frontend_needs_no_grpcio(program: Program, client: Client, keyring_fi
     assert not {name for name in sys.modules if name.partition(".")[0] == "grpc"}
     sys.modules["grpc"] = None
     import resumed.prometheus, resumed._tracing
-    shim._policy._mirror and shim._policy._mirror.get(b"x")
+    shim._policy._mirror and shim._policy._mirror.follow()
     serve(connection())
     assert shim.flush(5)
     try:

@@ -33,18 +33,19 @@ pub fn note_session_data() {
     SESSION_DATA.store(true, Ordering::Relaxed);
 }
 
-/// Returns the fleet that the environment describes; None if it describes none, or a setting is wrong.
+/// The fleet that the environment describes; None if it describes none, a setting is wrong, or the program cannot be in one.
+static FLEET: OnceLock<Option<Fleet>> = OnceLock::new();
+
 fn fleet() -> Option<&'static Fleet> {
-    static FLEET: OnceLock<Option<Fleet>> = OnceLock::new();
-    FLEET
-        .get_or_init(|| {
-            exit::at_exit(close);
-            Fleet::new(Environment::remembered()).inspect_err(|error| log::error!("no sessions are shared: {error}")).ok()
-        })
-        .as_ref()
+    FLEET.get_or_init(Fleet::open).as_ref()
 }
 
 impl Fleet {
+    fn open() -> Option<Self> {
+        exit::at_exit(close);
+        Self::new(Environment::remembered()).inspect_err(|error| log::error!("no sessions are shared: {error}")).ok()
+    }
+
     fn new(environment: &Environment) -> Result<Self, Box<dyn std::error::Error>> {
         let settings = environment.settings()?;
         let shim = resumed::shim(&settings)?;
@@ -150,9 +151,16 @@ pub fn identify(connection: Connection, id_context: &[u8]) {
     }
 }
 
-/// Gets ready for a context that is being made.
+/// Gets ready for a context that is being made. A program chooses OpenSSL's memory before its first one.
 pub fn prepare(context: Context) {
-    if fleet().is_some() {
+    let fleet = FLEET.get_or_init(|| {
+        if context.is_in_shared_memory() {
+            log::warn!("no sessions are shared: this program keeps OpenSSL's objects in memory that its processes share");
+            return None;
+        }
+        Fleet::open()
+    });
+    if fleet.is_some() {
         context.prepare(true);
     }
 }

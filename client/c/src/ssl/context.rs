@@ -159,6 +159,19 @@ impl<'a> Context<'a> {
         unsafe { ffi::SSL_CTX_get_ex_data(self.0.as_ptr(), index()).cast::<Slot>().as_ref() }
     }
 
+    /// Returns whether the context is in memory that several processes may share (Kamailio): a pointer of ours in it would lead another
+    /// process into its own memory.
+    #[must_use]
+    pub fn is_in_shared_memory(&self) -> bool {
+        // SAFETY: an old size of zero moves nothing: it maps a shareable page a second time, and fails for a private one (mremap(2)).
+        unsafe {
+            let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap_or(4096);
+            let start = self.0.as_ptr().map_addr(|address| address & !(page - 1));
+            let copy = libc::mremap(start.cast(), 0, page, libc::MREMAP_MAYMOVE);
+            copy != libc::MAP_FAILED && libc::munmap(copy, page) == 0
+        }
+    }
+
     /// Returns how many bytes of early data the context accepts.
     #[must_use]
     pub fn max_early_data(&self) -> u32 {

@@ -196,7 +196,9 @@ class SessionCache:
 
 
 class Mirror:
-    """The sessions of a namespace, followed in a thread of its own from the first look-up on.
+    """The sessions of a namespace, followed in a thread of its own from the second look-up of the process on.
+
+    A server that forks a process for each connection has no use for a copy, and opens no stream for it.
 
     Args:
         store: Whose sessions; its connection is used.
@@ -214,6 +216,7 @@ class Mirror:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
+        self._looked_up = False
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._watch: Watch | None = None
@@ -227,14 +230,24 @@ class Mirror:
 
     def get(self, key: bytes) -> bytes | None:
         """Return the sealed value of a live session, or None: then the caller looks it up at the store."""
-        if self._thread is None:
-            self._start()
+        if self._thread is None and self._looked_up:
+            self.follow()
+        self._looked_up = True
         if self.live:
             return self.sessions.get(key)
         watch = self._watch
         if watch is not None and self._clock() - self._last_message_at >= STALE_SECONDS:
             watch.cancel()  # its thread watches anew; one that catches up continues
         return None
+
+    def follow(self) -> None:
+        """Follow the namespace from now on."""
+        with self._lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="resumed-mirror", daemon=True)
+                with contextlib.suppress(RuntimeError):  # the system has no thread now: the next look-up tries again
+                    thread.start()
+                    self._thread = thread
 
     def close(self) -> None:
         """Stop following."""
@@ -247,14 +260,6 @@ class Mirror:
         """Begin anew: the child follows by itself."""
         self.sessions = self.sessions.new_empty()  # its lock may be held in the parent
         self._reset()
-
-    def _start(self) -> None:
-        with self._lock:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="resumed-mirror", daemon=True)
-                with contextlib.suppress(RuntimeError):  # the system has no thread now: the next look-up tries again
-                    thread.start()
-                    self._thread = thread
 
     def _run(self) -> None:
         position, failing = b"", False
