@@ -155,7 +155,7 @@ class HandshakeFamilies:
 
     def __init__(self, stack: Stack, target: str, resumptions: int, sessions: str) -> None:
         self.stack = stack
-        self._options = {"sessions": sessions, "tickets_tls12": sessions == "tickets"}
+        self._options: dict[str, Any] = {"sessions": sessions, "tickets_tls12": sessions == "tickets"}
         self._resumptions = resumptions
         self._keyring = resumed.Keyring.from_keys([os.urandom(32)])
         self._target = target
