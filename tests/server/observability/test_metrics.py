@@ -23,6 +23,7 @@ from resumed_server.storage.engine import (
     Get,
     Put,
     Remove,
+    StorageConnections,
     StoredSession,
     StoreTotals,
     Take,
@@ -136,6 +137,9 @@ class Store:
 
     def totals(self) -> StoreTotals:
         return StoreTotals(sessions=2, bytes=1_000, evicted=3, removals=4)
+
+    def connections(self) -> StorageConnections:
+        return StorageConnections(used=1, idle=2**53, maximum=2**53, opened=2**53)
 
 
 class TestRecorder:
