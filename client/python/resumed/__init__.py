@@ -18,3 +18,7 @@ else:
         """Return a public name. Programs that import only the stubs, such as the server, start faster without them."""
         value = globals()[name] = getattr(import_module("resumed._public"), name)
         return value
+
+    def __dir__() -> list[str]:
+        """Return the public names, also before the first use."""
+        return [*globals(), *import_module("resumed._public").__all__]
