@@ -84,7 +84,7 @@ clean: ## Delete everything that the other targets have created
 
 .PHONY: test
 test: setup redis ## Run all tests
-	$(BIN)/python -m pytest -n 4 --dist worksteal
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(TESTS)
 
 .PHONY: redis
 redis: # Valkey comes with the virtual environment
@@ -408,11 +408,15 @@ $(KUBERNETES)/custom-resources.json: $(BIN)/.installed-deploy tests/deploy/custo
 .PHONY: deploy-tools
 deploy-tools: $(BIN)/.installed-deploy $(KUBERNETES)/helm $(KUBERNETES)/custom-resources.json
 
-.PHONY: deploy-test
-deploy-test: deploy-tools ## Check the chart, the manifests and the Dockerfile
+.PHONY: deploy-lint
+deploy-lint: deploy-tools
 	$(BIN)/hadolint deploy/docker/Dockerfile
 	$(BIN)/yamllint --strict --config-file deploy/kubernetes/yamllint.yaml deploy/kubernetes
-	$(BIN)/python -m pytest -n 2 tests/deploy/test_values.py tests/deploy/test_manifests.py tests/deploy/test_frontend.py
+
+DEPLOY_TESTS := tests/deploy/test_values.py tests/deploy/test_manifests.py tests/deploy/test_frontend.py
+.PHONY: deploy-test
+deploy-test: deploy-lint ## Check the chart, the manifests and the Dockerfile
+	$(BIN)/python -m pytest -n 2 $(DEPLOY_TESTS)
 
 $(BUILD)/kube-score-$(KUBE_SCORE):
 	@GOBIN=$(CURDIR)/$(BUILD) go install github.com/zegl/kube-score/cmd/kube-score@$(KUBE_SCORE) && mv $(BUILD)/kube-score $@

@@ -70,7 +70,7 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
                 "KEYRING": str(keyring),
                 "PORT": str(port),
                 "METRICS_PORT": str(metrics_port),
-                "DRAIN_SECONDS": "1",
+                "DRAIN_SECONDS": "3",
                 "RENEWAL_SECONDS": "0.1",
             }
             program = [sys.executable, str(MANIFESTS / "frontend/frontend.py")]

@@ -32,6 +32,8 @@ RENEWAL = float(os.environ.get("RENEWAL_SECONDS", "10"))
 class Hello(http.server.BaseHTTPRequestHandler):
     """Responds with the replica's name, and with whether the client resumed."""
 
+    timeout = 10  # seconds, of the handshake too
+
     def do_GET(self) -> None:
         """Answer a request."""
         how = "resumed" if self.connection.session_reused else "full handshake"
@@ -48,8 +50,10 @@ class Hello(http.server.BaseHTTPRequestHandler):
 class Frontend(http.server.ThreadingHTTPServer):
     """Serves each connection with the newest certificate."""
 
+    daemon_threads = False  # The process ends after the last response.
+
     def __init__(self) -> None:
-        super().__init__(("", PORT), Hello)
+        super().__init__(("", PORT), Hello, bind_and_activate=False)
         self._loaded = 0
         self._credentials = resumed.Credentials(
             ca=f"{IDENTITY}/ca.crt", cert=f"{IDENTITY}/tls.crt", key=f"{IDENTITY}/tls.key"
@@ -102,6 +106,8 @@ def main() -> None:
     prometheus_client.start_http_server(METRICS_PORT)
     threading.Thread(target=server.renew, daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.drain).start())
+    server.server_bind()
+    server.server_activate()
     server.serve_forever(poll_interval=0.1)
 
 
