@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	pb "github.com/resumed/resumed/client/go/resumedv1"
 )
@@ -196,7 +197,7 @@ func (c *connection) findTicket(ticket []byte, state tls.ConnectionState) (*tls.
 		return nil, "other-cipher"
 	}
 	if s.options.SingleUse { // last, so that a connection that must not resume a ticket does not spend it
-		if refusal := c.claim(ticket, sealed.end.Sub(now)); refusal != "" {
+		if refusal := c.claim(ticket, sealed.negotiated, sealed.end.Sub(now)); refusal != "" {
 			return nil, refusal
 		}
 	}
@@ -204,8 +205,9 @@ func (c *connection) findTicket(ticket []byte, state tls.ConnectionState) (*tls.
 	return session, found.reason
 }
 
-// claim claims a ticket, which has that much of its life left, for its single use. It returns the reason of the refusal, or "".
-func (c *connection) claim(ticket []byte, remaining time.Duration) (refusal string) {
+// claim claims a ticket, which has that much of its life left, for its single use. It returns the reason of the refusal, or "". The
+// store also refuses a ticket negotiated before a purge, or before another loss of its values, that this process has not received yet.
+func (c *connection) claim(ticket []byte, negotiated time.Time, remaining time.Duration) (refusal string) {
 	s := c.sessions
 	if refusal := c.refuseCall(); refusal != "" {
 		return refusal
@@ -219,7 +221,8 @@ func (c *connection) claim(ticket []byte, remaining time.Duration) (refusal stri
 	var kept time.Duration
 	put := func(ctx context.Context, key storeKey) ([]byte, error) {
 		response, err := s.store.Put(ctx, &pb.PutRequest{
-			Namespace: s.options.Namespace, Key: key[:], Value: use, Ttl: durationpb.New(s.tickets.withMargin(remaining)), Pinned: true,
+			Namespace: s.options.Namespace, Key: key[:], Value: use, Ttl: durationpb.New(s.tickets.withMargin(remaining)),
+			IssueTime: timestamppb.New(negotiated), Pinned: true,
 		})
 		if status.Code(err) == codes.AlreadyExists {
 			return nil, nil

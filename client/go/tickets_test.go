@@ -493,6 +493,19 @@ func TestTicketsOfSingleUse(t *testing.T) {
 	})
 }
 
+// No ticket of single use from before a purge resumes, even at a frontend that has not received the purge.
+func TestSingleUseAfterAnUnknownPurge(t *testing.T) {
+	withTickets(t, func(t *testing.T, store *fakeStore) {
+		frontend := newFrontend(t, store, Options{SingleUse: true})
+		settled()
+		visitor := frontend.newVisitor(t, tls.VersionTLS13)
+		time.Sleep(time.Second)
+		store.change(func() { store.purged = time.Now() })
+		frontend.wantRefused(t, visitor, "replayed")
+		frontend.wantResumed(t, frontend.newVisitor(t, tls.VersionTLS13), true)
+	})
+}
+
 // A ticket of single use resumes only after the store has recorded that; a handshake that cannot resume it does not spend it.
 func TestSingleUseNeedsTheStore(t *testing.T) {
 	for reason, test := range map[string]struct {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import resumed
 from support.ports import free_port
 from support.server import running_server
 from support.tickets import TicketFrontend
@@ -15,7 +16,6 @@ from support.waiting import until
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import resumed
     from support.server import RunningServer
     from support.tls import Client, Stack
 
@@ -33,6 +33,19 @@ def test_no_ticket_of_one_use_resumes_after_the_store_has_lost_its_storage(
         until(lambda: (frontend.tickets._secrets.current(time.time()) or (before,))[0] is not before)
         assert not client.visit(frontend, used).reused
         assert client.visit(frontend, client.visit(frontend).session).reused
+
+
+def test_no_ticket_of_one_use_from_before_a_purge_resumes_where_the_purge_is_not_known_yet(
+    store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frontend = TicketFrontend(stack, store.target, keyring, single_use=True, namespace="late-purge")
+    session = client.visit(frontend).session
+    monkeypatch.setattr(frontend.tickets, "_apply", lambda *_, **__: None)
+    with resumed.Admin(store.target) as admin:
+        admin.purge("late-purge")
+    assert not client.visit(frontend, session).reused
+    assert frontend.refused == {"replayed": 1}
+    assert client.visit(frontend, client.visit(frontend).session).reused
 
 
 def test_the_maximum_lifetime_of_sessions_is_that_of_no_secret_and_no_claim(

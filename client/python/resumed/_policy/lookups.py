@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from resumed._exceptions import AlreadyExists, LimitExceeded, StoreError, StoreTimeout, StoreUnavailable
 from resumed._process.fork import register_after_fork
@@ -44,6 +44,23 @@ LookupResult: TypeAlias = tuple[bytes | None, str]
 """A value and the reason of the hit, or None and the reason of the miss."""
 _Ask: TypeAlias = "Callable[[float], LookupResult]"
 """Calls the store until a time at most, in monotonic seconds."""
+
+
+class Claim(NamedTuple):
+    """The single use of a ticket.
+
+    Attributes:
+        key: A store key.
+        negotiated: When the ticket's session was, in Unix seconds. The store refuses claims from before a purge or a
+            restart of Redis, of which this process may not have been notified yet.
+        ttl: Seconds for which the store is to keep the claim.
+        least_ttl: Seconds for which it must.
+    """
+
+    key: bytes
+    negotiated: float
+    ttl: float
+    least_ttl: float
 
 
 class Lookups:
@@ -96,26 +113,23 @@ class Lookups:
         """
         return self._start(key, lambda end: self._look_up(key, accept, fresh, end), seconds, blocking=blocking)
 
-    def claim(
-        self, key: bytes, ttl: float, least_ttl: float, seconds: float, *, blocking: bool
-    ) -> Future[LookupResult]:
-        """Put a random value under `key`, which succeeds once in the whole fleet; start() describes the rest.
+    def claim(self, claim: Claim, seconds: float, *, blocking: bool) -> Future[LookupResult]:
+        """Put a random value under a key, which succeeds once in the whole fleet; start() describes the rest.
 
         The value is pinned, so that neither a full store nor its maximum lifetime of sessions ends it.
 
         Args:
-            key: A store key.
-            ttl: Seconds for which the value stays.
-            least_ttl: Seconds for which it must stay.
+            claim: The single use of a ticket.
             seconds: The time that the call may take.
             blocking: Whether this thread makes the call.
 
         Returns:
-            The value if it was stored; otherwise None, and `replayed` if the key has another value, or `rejected` if
-            the store keeps the value for less than `least_ttl`.
+            The value if it was stored; otherwise None, and `replayed` if the key has another value or the store has
+            lost what it had when the ticket's session was negotiated, or `rejected` if the store keeps the value for
+            too short a time.
         """
         value = os.urandom(_CLAIM_BYTES)  # the same in a repetition, which so is the same claim
-        return self._start(key, lambda end: self._put(key, value, ttl, least_ttl, end), seconds, blocking=blocking)
+        return self._start(claim.key, lambda end: self._put(claim, value, end), seconds, blocking=blocking)
 
     def _start(self, key: bytes, ask: _Ask, seconds: float, *, blocking: bool) -> Future[LookupResult]:
         reason = self._reason_to_skip()
@@ -208,12 +222,13 @@ class Lookups:
         self._breaker.succeeded()
         return result
 
-    def _put(self, key: bytes, value: bytes, ttl: float, least_ttl: float, end: float) -> LookupResult:
+    def _put(self, claim: Claim, value: bytes, end: float) -> LookupResult:
+        deadline = end - time.monotonic()
         try:
-            kept = self._store.put(key, value, ttl, pinned=True, deadline=end - time.monotonic())
+            kept = self._store.put(claim.key, value, claim.ttl, issued=claim.negotiated, pinned=True, deadline=deadline)
         except AlreadyExists:
             return None, "replayed"
-        if kept >= least_ttl:
+        if kept >= claim.least_ttl:
             return value, "store"
         if not self._warned:
             self._warned = True

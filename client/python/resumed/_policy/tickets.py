@@ -16,13 +16,13 @@ import os
 import threading
 import time
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from resumed._client.store import Remove
 from resumed._crypto.store_key import StoreKeys
 from resumed._crypto.ticket_state import LINEAGE_BYTES, TicketState, hash_name
 from resumed._exceptions import StoreError
+from resumed._policy.lookups import Claim
 from resumed._policy.removals import Removals
 from resumed._policy.ticket_secrets import DEFAULT_ROTATION
 from resumed._process.fork import register_after_fork
@@ -291,10 +291,12 @@ class Tickets:
         known = handshake.result_for(head)
         if known is not None:
             return known
-        key, remaining = self._use_keys.key(head), self.remaining(state)
-        claim = partial(self._lookups.claim, key, remaining + self._secrets.margin, remaining)
+        remaining = self.remaining(state)
+        claim = Claim(self._use_keys.key(head), state.negotiated, remaining + self._secrets.margin, remaining)
         return handshake.look_up(
-            head, lambda seconds, blocking: claim(seconds, blocking=blocking), may_suspend=may_suspend
+            head,
+            lambda seconds, blocking: self._lookups.claim(claim, seconds, blocking=blocking),
+            may_suspend=may_suspend,
         )
 
     def remove(self, lineage: bytes, end: int | None = None) -> tuple[bytes, int]:
