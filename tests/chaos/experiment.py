@@ -144,7 +144,7 @@ def run(
                 end()
             since = ended if end else began
             back = _await_resumption(traffic, since)
-            time.sleep(around)
+            time.sleep(2 * around if tickets else around)  # tickets resume before they may end with the store's loss
             back = traffic.back(since) if back is not None else None
             kept = traffic.kept()
             traffic.recheck()
