@@ -62,10 +62,6 @@ class MetricsCollector(Collector):
         self._segment, self._capacity, self._enforcer, self._clock = segment, capacity, enforcer, clock
         self._build = {"version": version("resumed"), **build}
 
-    def describe(self) -> Iterator[Metric]:
-        """Return nothing: no other collector of the registry could have metrics of the same names."""
-        yield from ()
-
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         by_worker = {
