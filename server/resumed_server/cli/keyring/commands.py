@@ -182,9 +182,6 @@ def _describe_all(keyring: KeyringFile) -> list[dict[str, Any]]:
 
 
 def _describe(key: Key, *, first: bool) -> dict[str, Any]:
-    times = {name: value and f"{value:%Y-%m-%dT%H:%M:%SZ}" for name, value in _times(key).items()}
-    return {"id": key.id, "seals": first, "age_seconds": _age(key.made) if key.made else None, **times}
-
-
-def _times(key: Key) -> dict[str, datetime | None]:
-    return {"made": key.made, "sealing_since": key.since, "sealing_until": key.until}
+    times = {"made": key.made, "sealing_since": key.since, "sealing_until": key.until}
+    texts = {name: time and f"{time:%Y-%m-%dT%H:%M:%SZ}" for name, time in times.items()}
+    return {"id": key.id, "seals": first, "age_seconds": _age(key.made) if key.made else None, **texts}
