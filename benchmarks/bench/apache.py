@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from resumed_server.cli.tls_client import Endpoint
 from support.ports import free_port
-from support.processes import listening
+from support.processes import listening_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,4 +83,4 @@ def list_missing() -> list[str]:
 
 
 def _run(command: list[str], port: int) -> contextlib.AbstractContextManager[None]:
-    return listening(subprocess.Popen(command, stdin=subprocess.DEVNULL), port)
+    return listening_process(subprocess.Popen(command, stdin=subprocess.DEVNULL), port)

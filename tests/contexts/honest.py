@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from contexts.certificates import SITE, Files, new_keyring
 from contexts.places import ROOT
 from support.ports import free_port
-from support.processes import listening
+from support.processes import listening_process
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def process(command: Sequence[str], port: int, log: Path, environment: dict[str,
         running = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(environment or {})}
         )
-    with listening(running, port, lambda: log.read_text(errors="replace")):
+    with listening_process(running, port, lambda: log.read_text(errors="replace")):
         yield
 
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import trustme
 
 from support.ports import free_port
-from support.processes import listening
+from support.processes import listening_process
 from support.tls import CA
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def serving(
         )
     server = Server(process, port, directory)
     try:
-        with listening(process, port, server.log):
+        with listening_process(process, port, server.log):
             yield server
     finally:
         shutil.rmtree(directory)

@@ -19,7 +19,7 @@ import pytest
 import resumed
 from preload.servers import ROOT, settings
 from support.ports import free_port
-from support.processes import listening
+from support.processes import listening_process
 from support.tls import CA
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def test_proftpd_lists_directories(environment: Mapping[str, str], tmp_path: Pat
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = context.maximum_version = version
     server = subprocess.Popen(["proftpd", "-n", "-q", "-c", directory / "config"], env=environment)
-    with listening(server, port):
+    with listening_process(server, port):
         for _ in range(5):
             with Client(context=context, timeout=PATIENCE) as client:
                 client.connect("127.0.0.1", port)

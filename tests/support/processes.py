@@ -16,7 +16,7 @@ PATIENCE = 30.0
 
 
 @contextlib.contextmanager
-def listening(process: subprocess.Popen[Any], port: int, log: Callable[[], str] = str) -> Iterator[None]:
+def listening_process(process: subprocess.Popen[Any], port: int, log: Callable[[], str] = str) -> Iterator[None]:
     """Wait until a process listens at a port, and end it with the context; `log` returns its output."""
     end = time.monotonic() + PATIENCE
     try:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from resumed_server.cli.tls_client import Client, Endpoint, Handshake
 from support.ports import free_port
-from support.processes import listening
+from support.processes import listening_process
 from support.server import RunningServer
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def ticket_server(
     if name in {"nginx", "haproxy"}:
         server.reload_command = ["kill", "-HUP" if name == "nginx" else "-USR2", str(process.pid)]
     try:
-        with listening(process, port, server.log):
+        with listening_process(process, port, server.log):
             yield server
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -14,7 +14,7 @@ import pytest
 
 import resumed
 from support.ports import free_port
-from support.processes import listening
+from support.processes import listening_process
 from support.tls import CERTIFICATE, PATIENCE, Client
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def running(recipe: Path, directory: Path, store: RunningServer) -> Iterator[int
         # Recipes write no bytecode beside themselves.
         environment = {"STORE": store.target, "PYTHONDONTWRITEBYTECODE": "1", "PATH": "/usr/bin:/bin"}
         process = subprocess.Popen(arguments, cwd=directory, env=environment, stdout=output, stderr=output)
-    with listening(process, port, log.read_text):
+    with listening_process(process, port, log.read_text):
         yield port
 
 
