@@ -9,7 +9,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import permutations
@@ -19,6 +18,7 @@ import pytest
 from tlslite.api import HandshakeSettings, TLSConnection
 
 from preload.servers import SERVERS, serving, settings
+from support.frontend import frontend_command
 from support.mtls import Authority, Files, grant
 from support.server import running_server
 from support.tls import CA, VERSIONS, client_context
@@ -79,8 +79,7 @@ def resumption(ports: list[int], version: ssl.TLSVersion, rounds: int = ROUNDS) 
 @contextmanager
 def python(certificate: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[int]:
     """Run a frontend of the `ssl` module, without the shim unless `options` say so; yield its port."""
-    command = [sys.executable, "-m", "resumed_server.cli.demo.frontend", "--stack", "ssl", "--name", "0"]
-    command += ["--certificate", str(certificate), *options]
+    command = frontend_command("ssl", certificate, *options)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
     ) as process:
