@@ -221,14 +221,7 @@ def running_agent(target: str, keyring: Path, *options: str, namespace: str = "s
 def start_agent(target: str, keyring: Path, *options: str, namespace: str = "shop") -> RunningServer:
     """Run `resumed ticket-keys`, and wait for nothing."""
     command: Sequence[str] = (sys.executable, "-m", "resumed_server", "ticket-keys", target)
-    process = subprocess.Popen(
-        [*command, "--namespace", namespace, "--keyring", str(keyring), *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-    return RunningServer(process)
+    return RunningServer([*command, "--namespace", namespace, "--keyring", str(keyring), *options])
 
 
 def write_reload_script(path: Path, servers: Callable[[], Sequence[TicketServer]]) -> Callable[[], None]:
