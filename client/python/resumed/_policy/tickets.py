@@ -96,6 +96,7 @@ class Tickets:
         single_use: Whether a ticket resumes once in the whole fleet.
         for_tls12: Whether connections of TLS 1.2 resume by tickets as well.
         clock: Unix seconds.
+        monotonic: Seconds that only go forward.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Tickets:
         single_use: bool = False,
         for_tls12: bool = False,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         if grace < 0:
             raise ValueError(f"revocation_grace must be 0 seconds or more, not {grace}")
@@ -120,7 +122,7 @@ class Tickets:
             )
         self._store, self._secrets, self._recorder, self._lookups = store, secrets, recorder, lookups
         self.single_use, self.for_tls12 = single_use, for_tls12
-        self._lifetime, self._grace, self._clock = lifetime, grace, clock
+        self._lifetime, self._grace, self._clock, self._monotonic = lifetime, grace, clock, monotonic
         self._lineage_keys = StoreKeys(store.namespace, "ticket-lineage")
         self._use_keys = StoreKeys(store.namespace, "ticket-use")
         self.removals = Removals(clock, monotonic)
@@ -150,7 +152,7 @@ class Tickets:
     @property
     def live(self) -> bool:
         """Whether this frontend has all removals up to a moment ago."""
-        return time.monotonic() - self._live_at < _STALE_SECONDS
+        return self._monotonic() - self._live_at < _STALE_SECONDS
 
     @property
     def secrets_held(self) -> int:
@@ -265,7 +267,7 @@ class Tickets:
             return "purged"
         if self._lineage_keys.key(state.lineage) in self.removals:
             return "revoked"
-        if not self.live and time.monotonic() - self._live_at >= self._grace:
+        if not self.live and self._monotonic() - self._live_at >= self._grace:
             return "removals-unknown"
         return None
 
@@ -371,7 +373,7 @@ class Tickets:
                 self._position = behind or self._position
                 if live:
                     self._failures = 0  # its end is none: a connection of a certain age gets another server
-                    self._live_at = min(watch.confirmed, time.monotonic())
+                    self._live_at = min(watch.confirmed, self._monotonic())
                 self._secrets.step()
 
     def _make_up_for_loss(self) -> None:
