@@ -18,8 +18,11 @@ LIBRARY = Path("/usr/local/lib/libresumed-preload.so")
 """The library's path in the servers' file system."""
 
 
-UNPACK = """chroot "$1" sh -ec 'cd /tmp; apt-get --quiet=2 download {}
-for file in *.deb; do dpkg --fsys-tarfile $file | tar --extract --keep-directory-symlink --directory /; rm $file; done'
+UNPACKED = "var/lib/unpacked"
+"""The directory of the versions of packages that dpkg has not installed, in the servers' file system."""
+UNPACK = """chroot "$1" sh -ec 'cd /tmp; mkdir -p /{directory}; apt-get --quiet=2 download {packages}
+for file in *.deb; do dpkg --fsys-tarfile $file | tar --extract --keep-directory-symlink --directory /
+dpkg-deb --field $file Version >/{directory}/${{file%%_*}}; rm $file; done'
 """
 
 
@@ -50,14 +53,18 @@ class Debian:
                 "mmdebstrap", "--quiet", "--variant=apt", "--mode=root", "--dpkgopt=force-unsafe-io",
                 "--dpkgopt=path-exclude=/usr/share/doc/*",
                 '--aptopt=Apt::Install-Recommends "false"', f"--include={','.join(sorted(packages))}",
-                f"--customize-hook={UNPACK.format(' '.join(sorted(unpacked)))}", suite, str(fresh),
+                f"--customize-hook={UNPACK.format(directory=UNPACKED, packages=' '.join(sorted(unpacked)))}",
+                suite, str(fresh),
             ],
             check=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         fresh.rename(self.root)
 
     def version(self, package: str) -> str:
-        """Return the version of a package, empty if it is not installed."""
+        """Return the version of a package, empty if it is neither installed nor unpacked."""
+        unpacked = self.root / UNPACKED / package
+        if unpacked.exists():
+            return unpacked.read_text().strip()
         command = ["dpkg-query", f"--admindir={self.root}/var/lib/dpkg", "--show", "--showformat=${Version}", package]
         return subprocess.run(command, check=False, capture_output=True, text=True).stdout
 

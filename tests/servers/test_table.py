@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from servers.debian import UNPACKED, Debian
 from servers.run import CLIENTS, PAGE, RETURNS, TURNS, Result, certificate_rows
 from servers.table import PROTOCOLS, VERSIONS, servers
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_every_server_is_complete() -> None:
@@ -40,3 +45,9 @@ def test_other_results_than_the_expected_ones_are_failures() -> None:
     for change in ({"turns": 1}, {"load": 1}, {"own": False}, {"own_alone": False}):
         assert replace(off, **change).complaints()
     assert [row.must for row in certificate_rows(server)] == ["not", "not", "same"]
+
+
+def test_a_package_that_is_only_unpacked_has_a_version(tmp_path: Path) -> None:
+    (tmp_path / UNPACKED).mkdir(parents=True)
+    (tmp_path / UNPACKED / "vsftpd").write_text("3.0.3-13+b2\n")
+    assert Debian(tmp_path).version("vsftpd") == "3.0.3-13+b2"
