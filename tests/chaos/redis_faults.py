@@ -63,25 +63,15 @@ def redis_killed_with_log(place: Place) -> Iterator[Scene]:
 @contextlib.contextmanager
 def redis_restarted(place: Place) -> Iterator[Scene]:
     """Redis is restarted empty, without a pause."""
-
-    def restart() -> None:
-        server.kill()
-        server.start()
-
     with valkey_server() as server, Rig(place, _store(place, server.url)) as rig:
-        yield Scene(rig, restart, None)
+        yield Scene(rig, server.restart, None)
 
 
 @contextlib.contextmanager
 def redis_restarted_from_snapshot(place: Place) -> Iterator[Scene]:
     """Redis saves a snapshot, and is later killed with SIGKILL and restarted with the snapshot."""
-
-    def restart() -> None:
-        server.kill()
-        server.start()
-
     with valkey_server() as server, Rig(place, _store(place, server.url)) as rig:
-        yield Scene(rig, server.client.save, restart)
+        yield Scene(rig, server.client.save, server.restart)
 
 
 @contextlib.contextmanager

@@ -346,7 +346,9 @@ def test_a_secret_that_may_be_lost_is_stored_again_at_once(fleet: Fleet) -> None
 def test_with_a_single_use_a_lost_secret_gives_way_to_another(fleet: Fleet) -> None:
     frontend = fleet.frontend(restores=False)
     frontend.step()
-    ((lost, _),) = (frontend.current(fleet.now) or (),)
+    current = frontend.current(fleet.now)
+    assert current
+    lost, _ = current
     assert frontend.is_stored_as(lost, fleet.store.values[lost.address])
     fleet.store.values.clear()
     assert not frontend.is_stored_as(lost, None)
