@@ -23,16 +23,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from benchmarks.empty import SERVICE, run_empty_server
 from benchmarks.load import make_unary_calls
-from benchmarks.measuring import cpu_seconds, percentiles, process_tree, spread
+from benchmarks.measuring import build_table, cpu_seconds, percentiles, process_tree, spread
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.preflight import verify_settings
 from support.redis import redis_server, valkey_server
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from google.protobuf.message import Message
+    from rich.table import Table
 
 VALUE_BYTES = 203
 """Size of a sealed TLS 1.3 session (see memory.py)."""
@@ -230,11 +229,11 @@ class Bench:
 
     def table(self, *, markdown: bool) -> Table:
         """Return the figures as a table."""
-        table = Table(
+        table = build_table(
             *("", "", "calls/s", "one at a time, ms p50 / p99", "busy, ms p50 / p99"),
             *("server CPU, us/call", "Redis CPU, us/call"),
-            title=None if markdown else f"Engines, {self.options.rounds} rounds, {os.cpu_count()} cores",
-            box=box.MARKDOWN if markdown else box.HEAVY_HEAD,
+            markdown=markdown,
+            title=f"Engines, {self.options.rounds} rounds, {os.cpu_count()} cores",
         )
         for (name, operation), figures in self.figures.items():
             table.add_row(name, operation, *figures.row())

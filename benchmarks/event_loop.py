@@ -23,16 +23,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
 from benchmarks.fleet import VERSION_NAMES, Client, Fleet
-from benchmarks.measuring import percentiles
+from benchmarks.measuring import build_table, percentiles
 from support.distance import distant
 from support.server import running_server
 
@@ -97,12 +95,10 @@ def main() -> int:
             run = uvloop.run
         run(_serve(options))
         return 0
-    table = Table(
+    table = build_table(
         *("loop", "TLS", "look-ups", "resumed", "held up by a look-up, ms", "loop late, ms", "resumption, ms"),
-        title=None
-        if options.markdown
-        else f"{options.clients} clients at once, store {options.distance * 1e3:.0f} ms away",
-        box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
+        markdown=options.markdown,
+        title=f"{options.clients} clients at once, store {options.distance * 1e3:.0f} ms away",
     )
     lost = 0
     with contextlib.ExitStack() as exit_stack:

@@ -1,4 +1,4 @@
-"""Common parts of the benchmarks: processor time and memory of processes, cores, and figures as text."""
+"""Common parts of the benchmarks: processor time and memory of processes, cores, and figures as text and tables."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import statistics
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -58,3 +61,8 @@ def spread(figures: Sequence[float], digits: int = 2, *, factor: float = 1, unit
         return "-"
     low, middle, high = (factor * each(figures) for each in (min, statistics.median, max))
     return f"{middle:,.{digits}f}{unit} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def build_table(*headings: str, markdown: bool, title: str | None = None) -> Table:
+    """Return an empty table, in Markdown without its title."""
+    return Table(*headings, title=None if markdown else title, box=box.MARKDOWN if markdown else box.HEAVY_HEAD)

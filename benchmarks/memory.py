@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
+from benchmarks.measuring import build_table
 from resumed_server.storage.engine import Put, Take
 from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine
@@ -35,6 +34,8 @@ from support.tls import CA, CERTIFICATE, VERSIONS, Client, Frontend
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
+
+    from rich.table import Table
 
     from resumed_server.storage.engine import Engine, Operation
 
@@ -131,9 +132,9 @@ def measure(storage: Storage, sessions: int, value_bytes: int, progress: Progres
     return (full - empty) / sessions, (storage.used_bytes() - empty) / sessions
 
 
-def measure_values(box_: box.Box | None) -> tuple[Table, dict[str, int]]:
+def measure_values(*, markdown: bool) -> tuple[Table, dict[str, int]]:
     """Return the sizes of sealed sessions, and those to measure; with client certificates all versions are alike."""
-    table = Table("sealed session, bytes", "without client certificate", "with one", box=box_)
+    table = build_table("sealed session, bytes", "without client certificate", "with one", markdown=markdown)
     sizes = {}
     for version, name in NAMES.items():
         sizes[name], with_certificate = (
@@ -151,12 +152,11 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=list(STORAGES), choices=STORAGES)
     parser.add_argument("--markdown", action="store_true", help="print the tables in Markdown, for docs/engines.md")
     options = parser.parse_args()
-    style = box.MARKDOWN if options.markdown else box.HEAVY_HEAD
-    values, sizes = measure_values(style)
-    table = Table(
+    values, sizes = measure_values(markdown=options.markdown)
+    table = build_table(
         *("engine", "session", "value", "bytes per session", "beyond key and value", "bytes per tombstone"),
-        title=None if options.markdown else f"Memory, {options.sessions:,} sessions",
-        box=style,
+        markdown=options.markdown,
+        title=f"Memory, {options.sessions:,} sessions",
     )
     with Progress(transient=True) as progress:
         for engine in options.engines:

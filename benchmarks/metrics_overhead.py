@@ -21,16 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from benchmarks.engines import AT_ONCE, CONNECTIONS, get_request, put_request
 from benchmarks.load import make_unary_calls
-from benchmarks.measuring import cpu_seconds
+from benchmarks.measuring import build_table, cpu_seconds
 from resumed.v1.session_store_pb2 import DESCRIPTOR
 from support.server import running_server
 
@@ -113,9 +111,9 @@ def main() -> None:
     options = parser.parse_args()
     keys = [os.urandom(32) for _ in range(options.calls)]
     measured = "metrics" if options.spans is None else f"spans of {options.spans:.0%} of calls"
-    table = Table(
+    table = build_table(
         *("transport", "a Get without, us", f"with {measured}", "with ÷ without: median (quartiles)", "wanted"),
-        box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
+        markdown=options.markdown,
     )
     for transport in TRANSPORTS:
         with contextlib.ExitStack() as exit_stack:

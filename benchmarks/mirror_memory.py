@@ -17,14 +17,12 @@ import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.measuring import resident_bytes
+from benchmarks.measuring import build_table, resident_bytes
 from resumed._client.store import StoredSession
 from resumed._policy.mirror import _EXPIRY_BYTES, _OVERHEAD, SessionCache
 
@@ -78,10 +76,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--markdown", action="store_true", help="print the table of results/measurements.md")
     options = parser.parse_args()
-    table = Table(
+    table = build_table(
         *("sessions", "", "allocated", "resident", "counted as", "wanted"),
-        title=None if options.markdown else "Bytes of a session in a mirror, beside its value",
-        box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
+        title="Bytes of a session in a mirror, beside its value",
+        markdown=options.markdown,
     )
     cases = [(count, turns) for count in options.sessions for turns in (0, TURNS)]
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:

@@ -19,15 +19,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from benchmarks.fleet import OTHER_STACK, PATIENCE, VERSION_NAMES, Client, Fleet
-from benchmarks.measuring import percentiles
+from benchmarks.measuring import build_table, percentiles
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -108,11 +106,11 @@ def main() -> int:
     parser.add_argument("--versions", nargs="+", default=list(VERSION_NAMES), choices=VERSION_NAMES)
     parser.add_argument("--markdown", action="store_true", help="print the table of results/README.md")
     options = parser.parse_args()
-    table = Table(
+    table = build_table(
         *("client", "puts", "version", "negotiated → resumed", "resumed"),
         *("full, ms p50 / p99", "resumed, ms p50 / p99", "hits", "misses"),
-        title=None if options.markdown else f"Resumptions across processes, {options.at_once} client(s) at a time",
-        box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
+        title=f"Resumptions across processes, {options.at_once} client(s) at a time",
+        markdown=options.markdown,
     )
     attempts: dict[str, tuple[int, Callable[[Outcome, str, int, int], None]]] = {
         "Python": (options.tries, resume_across),

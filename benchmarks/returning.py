@@ -19,21 +19,21 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from benchmarks.bench.programs import BARE, CALL, MIRROR, ROOT, STACKS, TICKETS, Environment
 from benchmarks.bench.results import ratios
 from benchmarks.bench.rig import VERSIONS, Rig, shuffled
-from benchmarks.measuring import spread
+from benchmarks.measuring import build_table, spread
 from resumed_server.cli.bench.load_generator import LoadGenerator, Plan
 from resumed_server.cli.tls_client import Client
 from support.server import running_server
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from benchmarks.bench.programs import Server, Stack
 
 CONNECTIONS = 8
@@ -128,7 +128,7 @@ def main() -> None:
 def table(version: str, pairs: list[Pair], *, markdown: bool) -> Table:
     """Return the table of one version of TLS."""
     headings = ("full ms", "resumed ms", "resumed ÷ full", "resumed of", "full/s", "÷ without", "cpu ms", "÷ without")
-    shown = Table(f"TLS {version}", "library", *headings, box=box.MARKDOWN if markdown else box.HEAVY_HEAD)
+    shown = build_table(f"TLS {version}", "library", *headings, markdown=markdown)
     bare = {pair.stack.name: pair for pair in pairs if not pair.library}
     by_stack: defaultdict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:

@@ -19,10 +19,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
@@ -36,13 +34,15 @@ from benchmarks.engines import (
     make_calls,
     redis_benchmark,
 )
-from benchmarks.measuring import bind_to_cores, cpu_seconds, percentiles, process_tree, spread
+from benchmarks.measuring import bind_to_cores, build_table, cpu_seconds, percentiles, process_tree, spread
 from resumed_server.preflight import verify_settings
 from support.redis import redis_server
 from support.server import running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from rich.table import Table
 
 TRANSPORTS = ("grpcio", "native")
 UNIX = ", unix socket"
@@ -142,9 +142,9 @@ def measure(options: argparse.Namespace, progress: Progress) -> _Rounds:
 
 def table_of_figures(rounds: _Rounds, *, markdown: bool) -> Table:
     """Return a table of the figures of each operation."""
-    table = Table(
+    table = build_table(
         *("", "", "calls/s", "one at a time, ms p50 / p99", "server CPU, us/call", "load generator, cores"),
-        box=box.MARKDOWN if markdown else box.HEAVY_HEAD,
+        markdown=markdown,
     )
     for (name, operation), figures in rounds.items():
         alone = (
@@ -160,9 +160,7 @@ def table_of_figures(rounds: _Rounds, *, markdown: bool) -> Table:
 
 def table_of_ratios(rounds: _Rounds, *, markdown: bool) -> Table:
     """Return a table of the ratios: of calls per second, and of calls per second of the server's processor time."""
-    table = Table(
-        *("", "a second", "a second of server CPU", "wanted"), box=box.MARKDOWN if markdown else box.HEAVY_HEAD
-    )
+    table = build_table(*("", "a second", "a second of server CPU", "wanted"), markdown=markdown)
     for ratio in RATIOS:
         wanted = f"≥ {ratio.target:g}" if ratio.target else ""
         table.add_row(ratio.name, quotient(rounds, ratio, by_cpu=False), quotient(rounds, ratio, by_cpu=True), wanted)

@@ -13,14 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.measuring import spread
+from benchmarks.measuring import build_table, spread
 from resumed_server.storage.engine import Put
 from resumed_server.storage.registry import open_engine
 from support.redis import valkey_server
@@ -62,7 +60,7 @@ def main() -> None:
                 percentiles = statistics.quantiles(seconds, n=100)
                 p50s[name].append(percentiles[49] * 1e3)
                 p99s[name].append(percentiles[98] * 1e3)
-    table = Table("Take", "ms p50", "ms p99", box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD)
+    table = build_table("Take", "ms p50", "ms p99", markdown=options.markdown)
     for name in OPTIONS:
         table.add_row(name, spread(p50s[name]), spread(p99s[name]))
     Console(width=None if os.isatty(1) else 140).print(table)

@@ -21,15 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rich import box
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
-from benchmarks.measuring import spread
+from benchmarks.measuring import build_table, spread
 from resumed._policy.mirror import Mirror, SessionCache
 from support.redis import valkey_cluster, valkey_server
 from support.server import running_server
@@ -234,10 +232,10 @@ def main() -> None:
     parser.add_argument("--stores", nargs="+", default=list(STORES), choices=STORES, metavar="STORE")
     parser.add_argument("--markdown", action="store_true", help="print the table of results/measurements.md")
     options = parser.parse_args()
-    table = Table(
+    table = build_table(
         *("store", "stored, ms p50", "p99", "removed, ms p50", "p99", "purged, ms p50", "p99", "wanted, p99"),
-        title=None if options.markdown else f"{options.watchers} mirrors, {options.rate:,} sessions a second",
-        box=box.MARKDOWN if options.markdown else box.HEAVY_HEAD,
+        title=f"{options.watchers} mirrors, {options.rate:,} sessions a second",
+        markdown=options.markdown,
     )
     figures: dict[str, list[list[float]]] = {name: [[] for _ in range(6)] for name in options.stores}
     for _ in track(range(options.rounds), "rounds", transient=True):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 from resumed_server.cli.tls_client import Endpoint
 from support.ports import free_port
+from support.processes import listening_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 APACHE, MEMCACHED = "/usr/sbin/apache2", "memcached"
-PATIENCE = 20.0
 _CONFIG = """\
 ServerRoot {directory}
 ServerName localhost
@@ -84,21 +82,5 @@ def list_missing() -> list[str]:
     return [program for program in (APACHE, MEMCACHED, "redis-server") if not shutil.which(program)]
 
 
-@contextlib.contextmanager
-def _run(command: list[str], port: int) -> Iterator[None]:
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
-        try:
-            end = time.monotonic() + PATIENCE
-            while not _is_listening(port):
-                assert process.poll() is None, f"{command[0]} did not start"
-                assert time.monotonic() < end, f"{command[0]} does not listen"
-                time.sleep(0.02)
-            yield
-        finally:
-            process.terminate()
-
-
-def _is_listening(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-        return True
-    return False
+def _run(command: list[str], port: int) -> contextlib.AbstractContextManager[None]:
+    return listening_process(subprocess.Popen(command, stdin=subprocess.DEVNULL), port)

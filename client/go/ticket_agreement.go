@@ -47,6 +47,7 @@ type agreement struct {
 	now       func() time.Time
 	secrets   *secrets
 	removals  *removalSet
+	restores  bool // whether a secret that the store has lost is stored again; with single use its presence proves that no use is lost
 
 	wanted   chan struct{} // has one element when a secret may be missing
 	complete bool          // whether the epochs before the present one were looked up
@@ -157,6 +158,11 @@ func (a *agreement) agree(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		for _, bid := range absent {
+			if bid.agreed && !a.restores {
+				a.giveUp(bid)
+			}
+		}
 		contested, err := a.put(ctx, absent)
 		if err != nil {
 			return err
@@ -220,7 +226,7 @@ func (a *agreement) takeNamed() (bids []*bid) {
 	return bids
 }
 
-// giveUp gives the secret of a bid up: the store has none at its address, and accepts it no more.
+// giveUp gives the secret of a bid up: the store has none at its address, and accepts it no more, or must not get it again.
 func (a *agreement) giveUp(bid *bid) {
 	if !bid.agreed {
 		bid.advance()

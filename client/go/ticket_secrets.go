@@ -3,7 +3,6 @@ package resumed
 import (
 	"bytes"
 	"maps"
-	"slices"
 	"sync"
 	"time"
 )
@@ -127,8 +126,16 @@ func (s *secrets) encrypting(keys []*fleetKey, present epoch, now time.Time) *ti
 	return latest
 }
 
-func hasKey(keys []*fleetKey, id [keyIDSize]byte) bool {
-	return slices.ContainsFunc(keys, func(key *fleetKey) bool { return bytes.Equal(key.id[:], id[:]) })
+func hasKey(keys []*fleetKey, id [keyIDSize]byte) bool { return keyWithID(keys, id) != nil }
+
+// keyWithID returns the key of the fleet with an id, or nil.
+func keyWithID(keys []*fleetKey, id [keyIDSize]byte) *fleetKey {
+	for _, key := range keys {
+		if key.id == id {
+			return key
+		}
+	}
+	return nil
 }
 
 // drop erases the secrets that match, and reports whether there were any.

@@ -50,7 +50,7 @@ func newTickets(s *Installation) *tickets {
 	}
 	t.agreement = &agreement{
 		store: s.store, namespace: t.namespace, keyring: t.keyring, rotation: t.rotation, lifetime: t.lifetime, logger: options.Logger,
-		now: s.now, secrets: t.secrets, removals: t.removals, wanted: make(chan struct{}, 1),
+		now: s.now, secrets: t.secrets, removals: t.removals, restores: !options.SingleUse, wanted: make(chan struct{}, 1),
 	}
 	t.stream = &removalStream{
 		store: s.store, namespace: t.namespace, removals: t.removals, logger: options.Logger, end: t.endSecrets, submit: s.sender.submit,
@@ -197,7 +197,7 @@ func (c *connection) findTicket(ticket []byte, state tls.ConnectionState) (*tls.
 		return nil, "other-cipher"
 	}
 	if s.options.SingleUse { // last, so that a connection that must not resume a ticket does not spend it
-		if refusal := c.claim(ticket, sealed.negotiated, sealed.end.Sub(now)); refusal != "" {
+		if refusal := c.claim(ticket, key, sealed.negotiated, sealed.end.Sub(now)); refusal != "" {
 			return nil, refusal
 		}
 	}
@@ -205,10 +205,12 @@ func (c *connection) findTicket(ticket []byte, state tls.ConnectionState) (*tls.
 	return session, found.reason
 }
 
-// claim claims a ticket, which has that much of its life left, for its single use. It returns the reason of the refusal, or "". The
-// store also refuses a ticket negotiated before a purge, or before another loss of its values, that this process has not received yet.
-func (c *connection) claim(ticket []byte, negotiated time.Time, remaining time.Duration) (refusal string) {
-	s := c.sessions
+// claim claims a ticket, which has that much of its life left, for its single use. It returns the reason of the refusal, or "".
+//
+// The call also looks the secret of the ticket's key up: without it the store has lost its storage, and may have lost an earlier claim.
+// The store itself refuses a ticket that was negotiated before a purge, even one that this process has not received yet.
+func (c *connection) claim(ticket []byte, key ticketKey, negotiated time.Time, remaining time.Duration) (refusal string) {
+	s, t := c.sessions, c.sessions.tickets
 	if refusal := c.refuseCall(); refusal != "" {
 		return refusal
 	}
@@ -216,21 +218,45 @@ func (c *connection) claim(ticket []byte, negotiated time.Time, remaining time.D
 	if s.hasTooLittle(timeout) { // a claim whose answer comes too late spends the ticket for nothing
 		return "timeout"
 	}
+	fleet := keyWithID(t.keyring.current(), key.keyID)
+	if fleet == nil {
+		return "unknown-secret"
+	}
 	use := make([]byte, 16) // the same in a call that is repeated
 	_, _ = rand.Read(use)   // never fails
 	var kept time.Duration
-	put := func(ctx context.Context, key storeKey) ([]byte, error) {
-		response, err := s.store.Put(ctx, &pb.PutRequest{
-			Namespace: s.options.Namespace, Key: key[:], Value: use, Ttl: durationpb.New(s.tickets.withMargin(remaining)),
-			IssueTime: timestamppb.New(negotiated), Pinned: true,
-		})
-		if status.Code(err) == codes.AlreadyExists {
-			return nil, nil
+	lost := false
+	call := func(ctx context.Context, usedKey storeKey) ([]byte, error) {
+		// If a step of the store's clock ends the claim, it has ended the secret before.
+		ttl := max(t.withMargin(remaining), key.notAfter.Sub(s.now()))
+		put := &pb.PutRequest{
+			Namespace: t.namespace, Key: usedKey[:], Value: use, Ttl: durationpb.New(ttl), IssueTime: timestamppb.New(negotiated), Pinned: true,
 		}
-		kept = response.GetTtl().AsDuration()
-		return use, err
+		address := fleet.secretAddress(t.namespace, key.epoch)
+		get := &pb.GetRequest{Namespace: t.namespace, Key: address[:]}
+		results, err := sendBatch(ctx, s.store, &pb.BatchRequest{Operations: []*pb.BatchOperation{
+			{Operation: &pb.BatchOperation_Put{Put: put}}, {Operation: &pb.BatchOperation_Get{Get: get}},
+		}}, timeout)
+		if err != nil {
+			return nil, err
+		}
+		for _, result := range results {
+			switch failure := result.GetError(); {
+			case failure == nil:
+			case codes.Code(failure.GetCode()) == codes.AlreadyExists:
+				return nil, nil
+			default:
+				return nil, status.ErrorProto(failure)
+			}
+		}
+		kept = results[0].GetPut().GetTtl().AsDuration()
+		lost = !t.isSecretOf(key, fleet, results[1].GetGet().GetSession().GetValue(), s.now())
+		return use, nil
 	}
-	switch answer := s.ask(put, useKey(s.options.Namespace, ticket), false, false, timeout); {
+	switch answer := s.ask(call, useKey(t.namespace, ticket), false, false, timeout); {
+	case answer.value != nil && lost:
+		t.agreement.want()
+		return "unknown-secret"
 	case answer.value != nil && kept < remaining:
 		s.logShortClaims.Do(func() {
 			s.options.Logger.Error("the server keeps claims for less time than tickets of single use live, and those are refused: upgrade it, or lower "+
@@ -244,6 +270,16 @@ func (c *connection) claim(ticket []byte, negotiated time.Time, remaining time.D
 	default:
 		return answer.reason
 	}
+}
+
+// isSecretOf reports whether a value, any bytes at all, is the secret of a ticket's key, sealed with a key of the fleet.
+func (t *tickets) isSecretOf(key ticketKey, fleet *fleetKey, value []byte, now time.Time) bool {
+	secret, err := openTicketSecret(t.namespace, fleet, key.epoch, value, now)
+	if err != nil {
+		return false
+	}
+	defer secret.erase()
+	return secret.name == key.name
 }
 
 // withMargin returns how long the store keeps the removal of a lineage, or the claim of a ticket, with that much of its life left: by

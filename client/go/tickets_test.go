@@ -506,6 +506,23 @@ func TestSingleUseAfterAnUnknownPurge(t *testing.T) {
 	})
 }
 
+// No ticket of single use from before a loss of the storage resumes, even at a frontend that does not know of the loss.
+func TestSingleUseAfterAnUnknownLoss(t *testing.T) {
+	withTickets(t, func(t *testing.T, store *fakeStore) {
+		frontend := newFrontend(t, store, Options{SingleUse: true})
+		settled()
+		visitor := frontend.newVisitor(t, tls.VersionTLS13)
+		before := awaitSecrets(t, frontend.sessions).name
+		store.change(func() { clear(store.values) })
+		frontend.wantRefused(t, visitor, "unknown-secret")
+		settled()
+		if awaitSecrets(t, frontend.sessions).name == before {
+			t.Fatal("the lost secret was restored")
+		}
+		frontend.wantResumed(t, frontend.newVisitor(t, tls.VersionTLS13), true)
+	})
+}
+
 // A ticket of single use resumes only after the store has recorded that; a handshake that cannot resume it does not spend it.
 func TestSingleUseNeedsTheStore(t *testing.T) {
 	for reason, test := range map[string]struct {

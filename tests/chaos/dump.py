@@ -28,6 +28,7 @@ sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", 
 
 import resumed
 from benchmarks.fleet import VERSION_NAMES, Client, Fleet
+from benchmarks.measuring import process_tree
 from chaos.needles import Needles, chunks_of_file, chunks_of_memory
 from resumed._crypto.store_key import StoreKeys
 from support.redis import valkey_server
@@ -94,9 +95,7 @@ def plant(target: str) -> list[tuple[str, bytes]]:
 
 def memory_of(server: RunningServer) -> list[Place]:
     """Return the memory of a server's processes."""
-    supervisor = server.process.pid
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    return [_memory("the store's memory", pid) for pid in (supervisor, *map(int, children))]
+    return [_memory("the store's memory", pid) for pid in process_tree(server.process.pid)]
 
 
 def files_in(directory: Path) -> list[Place]:

@@ -54,12 +54,15 @@ class Fault:
         scenario: Sets the fault up.
         loses: The possible losses beside the resumptions during the fault.
         hindrance: Returns the reason if the fault cannot be set up on this machine.
+        forgets_tickets: Whether the store may forget the removal or the use of a ticket while it keeps the ticket's
+            secret: it evicts values, or its clock is set back and forward again.
     """
 
     name: str
     scenario: Scenario
     loses: str
     hindrance: Callable[[], str | None] = lambda: None
+    forgets_tickets: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Outcome:
     Attributes:
         fault: The fault.
         deadline: The deadline of the frontends in seconds.
+        tickets: Whether the clients kept the sessions, in tickets.
         traffic: All handshakes, failed ones and wrong resumptions.
         rates: The shares of offered sessions that resumed before, during and after the fault.
         slowest: The seconds of the slowest handshake before the fault, and since its beginning.
@@ -81,6 +85,7 @@ class Outcome:
 
     fault: Fault
     deadline: float
+    tickets: bool
     traffic: Traffic
     rates: tuple[float | None, float | None, float | None]
     slowest: tuple[float, float]
@@ -94,9 +99,10 @@ class Outcome:
     def broken(self) -> list[str]:
         """The promises that were broken."""
         traffic = self.traffic
+        wrong = [] if self.tickets and self.fault.forgets_tickets else traffic.wrong
         promises = {
             f"{len(traffic.failures)} handshakes failed: {traffic.failures[:3]}": not traffic.failures,
-            f"{len(traffic.wrong)} resumptions too many: {traffic.wrong[:3]}": not traffic.wrong,
+            f"{len(wrong)} resumptions too many: {wrong[:3]}": not wrong,
             f"a handshake took {self.slowest[1]:.2f} s": self.slowest[1] < self.deadline + STALLED,
             "resumption did not come back": self.back is not None,
             "nothing was removed or taken": bool(traffic.spent),
@@ -137,7 +143,7 @@ def run(
                 end()
             since = ended if end else began
             back = _await_resumption(traffic, since)
-            time.sleep(around)
+            time.sleep(2 * around if tickets else around)  # tickets resume before they may end with the store's loss
             back = traffic.back(since) if back is not None else None
             kept = traffic.kept()
             traffic.recheck()
@@ -145,6 +151,7 @@ def run(
             return Outcome(
                 fault,
                 deadline,
+                tickets,
                 traffic,
                 (
                     traffic.rate(started + (warm or 0), began),

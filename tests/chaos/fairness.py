@@ -29,15 +29,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[2] / folder) for folder in ("tests", "."))
 
 import resumed
-from benchmarks.measuring import bind_to_cores, cpu_seconds, process_tree
+from benchmarks.measuring import bind_to_cores, build_table, cpu_seconds, process_tree, spread
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceStub
 from support.mtls import Authority, Files, Pem, channel, grant
@@ -46,6 +44,8 @@ from support.server import running_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from rich.table import Table
 
     from support.server import RunningServer
 
@@ -303,24 +303,19 @@ def measure(options: argparse.Namespace, progress: Progress) -> dict[str, list[R
     return rounds
 
 
-def run_first(thread: int, priority: int = 1) -> None:
+def run_first(thread: int) -> None:
     """Give a thread, and its future children, real-time priority if that is permitted."""
     with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(priority))
-
-
-def spread(values: Sequence[float], form: str) -> str:
-    """Return the median and the range."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+        os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(1))
 
 
 def report(rounds: dict[str, list[Round]], *, markdown: bool) -> Table:
     """Return the table of the measurements."""
-    table = Table(
+    table = build_table(
         *("the other tenant", "p99, ms, without", "p99, ms, control", "p99, ms, with"),
         *("p99, with ÷ without", "p99, control ÷ without", "p99, with ÷ control", "p50, with ÷ control"),
         *("failed", "its calls a second", "server, cores, without", "with"),
-        box=box.MARKDOWN if markdown else box.HEAVY_HEAD,
+        markdown=markdown,
     )
     for kind, done in rounds.items():
         answers: Counter[str] = Counter()
@@ -328,11 +323,11 @@ def report(rounds: dict[str, list[Round]], *, markdown: bool) -> Table:
             answers.update({name: rate / len(done) for name, rate in each.flooded.answers.items()})
         table.add_row(
             kind,
-            *(spread([turn.p99 * 1e3 for turn in turns], ".2f") for turns in zip(*done, strict=True)),
-            spread([each.flooded.p99 / each.without.p99 for each in done], ".2f"),
-            spread([each.control.p99 / each.without.p99 for each in done], ".2f"),
-            spread([each.flooded.p99 / each.control.p99 for each in done], ".2f"),
-            spread([each.flooded.p50 / each.control.p50 for each in done], ".2f"),
+            *(spread([turn.p99 * 1e3 for turn in turns]) for turns in zip(*done, strict=True)),
+            spread([each.flooded.p99 / each.without.p99 for each in done]),
+            spread([each.control.p99 / each.without.p99 for each in done]),
+            spread([each.flooded.p99 / each.control.p99 for each in done]),
+            spread([each.flooded.p50 / each.control.p50 for each in done]),
             str(sum(each.flooded.failed for each in done)),
             ", ".join(f"{rate:,.0f} {name}" for name, rate in answers.items()),
             f"{statistics.median(each.without.server_cores for each in done):.2f}",

@@ -63,25 +63,15 @@ def redis_killed_with_log(place: Place) -> Iterator[Scene]:
 @contextlib.contextmanager
 def redis_restarted(place: Place) -> Iterator[Scene]:
     """Redis is restarted empty, without a pause."""
-
-    def restart() -> None:
-        server.kill()
-        server.start()
-
     with valkey_server() as server, Rig(place, _store(place, server.url)) as rig:
-        yield Scene(rig, restart, None)
+        yield Scene(rig, server.restart, None)
 
 
 @contextlib.contextmanager
 def redis_restarted_from_snapshot(place: Place) -> Iterator[Scene]:
     """Redis saves a snapshot, and is later killed with SIGKILL and restarted with the snapshot."""
-
-    def restart() -> None:
-        server.kill()
-        server.start()
-
     with valkey_server() as server, Rig(place, _store(place, server.url)) as rig:
-        yield Scene(rig, server.client.save, restart)
+        yield Scene(rig, server.client.save, server.restart)
 
 
 @contextlib.contextmanager
@@ -274,9 +264,14 @@ REDIS = [
     Fault("Redis frozen", redis_frozen, NOTHING),
     Fault("Redis cannot save its snapshot", redis_without_snapshots, NOTHING),
     Fault("Redis' clock 3 h forth", redis_clock(CLOCK_STEP), ENDED, hindrance=_no_libfaketime),
-    Fault("Redis' clock 3 h back", redis_clock(-CLOCK_STEP), NOTHING, hindrance=_no_libfaketime),
+    Fault("Redis' clock 3 h back", redis_clock(-CLOCK_STEP), NOTHING, _no_libfaketime, forgets_tickets=True),
     *(
-        Fault(f"Redis full, {policy}", redis_full(policy), REFUSED if policy == "noeviction" else EVICTED)
+        Fault(
+            f"Redis full, {policy}",
+            redis_full(policy),
+            REFUSED if policy == "noeviction" else EVICTED,
+            forgets_tickets=policy != "noeviction",
+        )
         for policy in POLICIES
     ),
     Fault("network to Redis reset", redis_network_reset, NOTHING),

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
@@ -17,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import resumed
 from chaos.network import Network
+from support.frontend import frontend_command
 from support.server import RunningServer, running_server
 from support.tls import CERTIFICATE, STACKS
 
@@ -140,17 +140,7 @@ class Rig:
         return [line for path in sorted(self._directory.glob("*.log")) for line in path.read_text().splitlines()]
 
     def _frontend(self, stack: str, namespace: str, *options: str) -> subprocess.Popen[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "resumed_server.cli.demo.frontend",
-            "--stack",
-            stack,
-            "--name",
-            stack,
-            *options,
-        ]
-        command += ["--certificate", str(self._certificate), "--keyring", str(self._keyring)]
+        command = frontend_command(stack, self._certificate, *options, "--keyring", str(self._keyring))
         command += ["--target", self._target, "--namespace", namespace, "--deadline", str(self._deadline)]
         command += ["--sessions", "tickets", "--tickets-tls12"] if self.tickets else []
         env = os.environ | dict(self._frontend_env or {}) if stack == STACKS[0] else None

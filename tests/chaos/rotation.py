@@ -41,6 +41,7 @@ from benchmarks.fleet import Client
 from resumed_server.cli.keyring.commands import promote, retire
 from resumed_server.cli.keyring.keygen import keygen
 from resumed_server.errors import UserError
+from support.frontend import frontend_command
 from support.mtls import Authority, Files, grant
 from support.server import running_server
 from support.tls import CERTIFICATE, VERSIONS
@@ -140,17 +141,7 @@ class Site:
         self._target = f"localhost:{self._server.target.rpartition(':')[2]}"
         self.ports = []
         for (stack, *more), files in zip(FRONTENDS, self._users[1:], strict=True):
-            command = [
-                sys.executable,
-                "-m",
-                "resumed_server.cli.demo.frontend",
-                "--stack",
-                stack,
-                "--name",
-                stack,
-                *more,
-            ]
-            command += ["--certificate", str(certificate), "--target", self._target, "--namespace", "shop"]
+            command = frontend_command(stack, certificate, *more, "--target", self._target, "--namespace", "shop")
             command += ["--lifetime", str(settings.lifetime), "--deadline", str(settings.deadline)]
             command += ["--keyring", str(files.directory / "fleet.keys")]
             command += [text for name, path in _tls(files).items() for text in (f"--{name}", str(path))]

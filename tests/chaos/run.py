@@ -66,6 +66,13 @@ def told(outcome: Outcome) -> list[str]:
     return ["\n".join(dict.fromkeys(_REASON.sub(r"\1", line) for line in log)) for log in logs]
 
 
+def lost(outcome: Outcome) -> str:
+    """Return the possible losses."""
+    if outcome.tickets:
+        return "removals and uses of tickets" if outcome.fault.forgets_tickets else ""
+    return outcome.fault.loses
+
+
 def tables(outcomes: list[Outcome]) -> list[Table]:
     """Return a table for clients, and one for operators."""
     clients = Table(
@@ -84,8 +91,7 @@ def markdown(outcomes: list[Outcome]) -> str:
     """Return the table of docs/reliability.md."""
     heads = ["fault", *FIGURES, "health", "the server's log", "the frontends' logs", "what can be lost"]
     rows = [
-        [outcome.fault.name, *cells(outcome), outcome.health, *told(outcome), outcome.fault.loses]
-        for outcome in outcomes
+        [outcome.fault.name, *cells(outcome), outcome.health, *told(outcome), lost(outcome)] for outcome in outcomes
     ]
     table = (f"| {' | '.join(row)} |".replace("\n", "<br>") for row in (heads, ["---"] * len(heads), *rows))
     return "\n".join(table)

@@ -265,7 +265,7 @@ class Traffic:
         after = self._removals(port)
         if not flushed or any(after.get(how) != before.get(how) for how in ("refused", "dropped")):
             return False
-        assert after["fatal-error"] > before.get("fatal-error", 0), "the frontend took no notice of a bad record"
+        assert after.get("fatal-error", 0) > before.get("fatal-error", 0), "the frontend took no notice of a bad record"
         return True
 
     @contextlib.contextmanager

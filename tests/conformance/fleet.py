@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import resumed
 from conformance.client import HOSTS, Client
 from resumed._crypto.store_key import StoreKeys
+from support.processes import stop
 from support.tls import CA
 from support.waiting import until
 
@@ -39,7 +40,6 @@ MODES = ("stored", "tickets")
 """Whether the store or the clients keep the sessions."""
 DEADLINE = 5.0
 """Deadline in seconds of lookups in tests that do not test lateness, for a loaded machine."""
-_PATIENCE = 10
 
 
 @dataclass(frozen=True)
@@ -201,11 +201,7 @@ class Fleet:
         for process in self._processes:
             process.terminate()
         for process in self._processes:
-            try:
-                process.wait(_PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            stop(process)
             assert process.stdout
             process.stdout.close()
         shutil.rmtree(self._directory)

@@ -13,7 +13,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from contexts.certificates import SITE, Files, new_keyring
 from contexts.places import ROOT
 from support.ports import free_port
+from support.processes import listening_process
 from support.server import running_server
-from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -98,19 +97,8 @@ def process(command: Sequence[str], port: int, log: Path, environment: dict[str,
         running = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(environment or {})}
         )
-
-    def listens() -> bool:
-        assert running.poll() is None, log.read_text(errors="replace")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return True
-        return False
-
-    try:
-        until(listens)
+    with listening_process(running, port, lambda: log.read_text(errors="replace")):
         yield
-    finally:
-        running.terminate()
-        running.wait(30)
 
 
 class Fleet:

@@ -73,15 +73,7 @@ def command(unit: Path, files: Path, environment: Mapping[str, str], instance: s
 
 
 def start(unit: Path, files: Path, environment: Mapping[str, str]) -> RunningServer:
-    process = subprocess.Popen(
-        command(unit, files, environment),
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    return RunningServer(process)
+    return RunningServer(command(unit, files, environment), environment)
 
 
 @pytest.fixture

@@ -12,12 +12,10 @@ import datetime as dt
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import trustme
 
 from support.ports import free_port
+from support.processes import listening_process
 from support.tls import CA
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / ".build" / "cargo" / "release" / "libresumed_preload.so"
-PATIENCE = 30.0
-"""Seconds that a server may take to start or to end; only a broken one takes them."""
 
 _NGINX = """\
 daemon off;
@@ -217,26 +214,10 @@ def serving(
         )
     server = Server(process, port, directory)
     try:
-        _await(server, name)
-        yield server
+        with listening_process(process, port, server.log):
+            yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
         shutil.rmtree(directory)
-
-
-def _await(server: Server, name: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", server.port)):
-            return
-        assert server.process.poll() is None, f"{name} did not start:\n{server.log()}"
-        assert time.monotonic() < end, f"{name} does not listen:\n{server.log()}"
-        time.sleep(0.02)
 
 
 def main() -> None:

@@ -9,8 +9,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
-import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import permutations
@@ -20,12 +18,14 @@ import pytest
 from tlslite.api import HandshakeSettings, TLSConnection
 
 from preload.servers import SERVERS, serving, settings
+from support.frontend import frontend_command
 from support.mtls import Authority, Files, grant
 from support.server import running_server
 from support.tls import CA, VERSIONS, client_context
+from support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -79,8 +79,7 @@ def resumption(ports: list[int], version: ssl.TLSVersion, rounds: int = ROUNDS) 
 @contextmanager
 def python(certificate: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[int]:
     """Run a frontend of the `ssl` module, without the shim unless `options` say so; yield its port."""
-    command = [sys.executable, "-m", "resumed_server.cli.demo.frontend", "--stack", "ssl", "--name", "0"]
-    command += ["--certificate", str(certificate), *options]
+    command = frontend_command("ssl", certificate, *options)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
     ) as process:
@@ -149,7 +148,7 @@ def test_python_frontends_are_of_the_fleet(
         python(certificate, *shim) as port,
     ):
         for ports in permutations([server.port, port]):
-            eventually(partial(resumes, list(ports), version))  # Python's deadline is short here
+            until(partial(resumes, list(ports), version))  # Python's deadline is short here
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -202,7 +201,7 @@ def test_workers_begin_anew_after_a_reload(target: str, certificate: Path, keyri
     with serving("nginx", certificate, settings(target, "reload", keyring, deadline="5"), workers=1) as server:
         _, session = visit(context, server.port, None)
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: renewed(server.log()))
+        until(lambda: renewed(server.log()))
         warm_up([server.port], ssl.TLSVersion.TLSv1_3)
         assert visit(context, server.port, session)[0]
 
@@ -296,10 +295,3 @@ def resumes(ports: list[int], version: ssl.TLSVersion) -> bool:
 def renewed(log: str) -> bool:
     """Return whether nginx' worker has ended and another one has begun."""
     return log.count("exited with code 0") >= 1 and log.count("start worker process ") >= 2
-
-
-def eventually(happens: Callable[[], bool]) -> None:
-    """Wait until something of another process is so."""
-    end = time.monotonic() + PATIENCE
-    while not happens():
-        assert time.monotonic() < end, "it never happened"

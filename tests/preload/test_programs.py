@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +19,7 @@ import pytest
 import resumed
 from preload.servers import ROOT, settings
 from support.ports import free_port
+from support.processes import listening_process
 from support.tls import CA
 
 if TYPE_CHECKING:
@@ -130,30 +130,17 @@ def test_proftpd_lists_directories(environment: Mapping[str, str], tmp_path: Pat
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = context.maximum_version = version
-    with subprocess.Popen(["proftpd", "-n", "-q", "-c", directory / "config"], env=environment) as server:
-        try:
-            wait_for(port)
-            for _ in range(5):
-                with Client(context=context, timeout=PATIENCE) as client:
-                    client.connect("127.0.0.1", port)
-                    client.login("user", "secret")
-                    client.prot_p()
-                    lines: list[str] = []
-                    client.retrlines("LIST", lines.append)
-                    assert any("certificate.pem" in line for line in lines)
-                    client.quit()
-        finally:
-            server.terminate()
-
-
-def wait_for(port: int) -> None:
-    """Wait until a server listens."""
-    end = time.monotonic() + PATIENCE
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    server = subprocess.Popen(["proftpd", "-n", "-q", "-c", directory / "config"], env=environment)
+    with listening_process(server, port):
+        for _ in range(5):
+            with Client(context=context, timeout=PATIENCE) as client:
+                client.connect("127.0.0.1", port)
+                client.login("user", "secret")
+                client.prot_p()
+                lines: list[str] = []
+                client.retrlines("LIST", lines.append)
+                assert any("certificate.pem" in line for line in lines)
+                client.quit()
 
 
 @contextlib.contextmanager

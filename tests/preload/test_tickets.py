@@ -19,9 +19,10 @@ from contexts.certificates import Files
 from contexts.places import SERVERS, Host, Library, Place, Profile, Settings, available
 from contexts.run import build_c_server
 from preload.servers import LIBRARY, ROOT, serving, settings
-from preload.test_preload import INSTALLED, MIXED, PATIENCE, REQUEST, eventually, renewed, visit
+from preload.test_preload import INSTALLED, MIXED, PATIENCE, REQUEST, renewed, visit
 from support.server import running_server
 from support.tls import CA, VERSIONS, client_context
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,7 +51,7 @@ def await_agreement(ports: Sequence[int], version: ssl.TLSVersion, *, workers: i
         return all(resumes_itself(port, version) for _ in range(row))
 
     for port in ports:
-        eventually(partial(is_ready, port))
+        until(partial(is_ready, port))
 
 
 def share_of_resumed(ports: Sequence[int], version: ssl.TLSVersion, rounds: int = 4) -> float:
@@ -140,7 +141,7 @@ def test_unlike_stacks_resume_each_others_tickets(
             return client.visit(place, version, session=client.visit(place, version).session).resumed
 
         for place in places:
-            eventually(partial(resume, place))
+            until(partial(resume, place))
         session = client.visit(places[0], version).session
         for place in [*places, *places[::-2], *places[::3]]:
             visit = client.visit(place, version, session=session)
@@ -212,7 +213,7 @@ def test_a_fatal_alert_ends_all_tickets_of_its_lineage_everywhere(fleet: list[in
     last = visit_badly(context, fleet[0], second)
     for session in first, second, last:
         assert not visit(context, fleet[0], session)[0]
-        eventually(partial(makes_full_handshake, context, fleet[1], session))
+        until(partial(makes_full_handshake, context, fleet[1], session))
     assert share_of_resumed(fleet, version) == 1.0
 
 
@@ -222,7 +223,7 @@ def test_a_fatal_alert_after_a_full_handshake_ends_its_ticket(fleet: list[int], 
     context = client_context(version)
     session = visit_badly(context, fleet[0], None)
     assert not visit(context, fleet[0], session)[0]
-    eventually(lambda: not visit(context, fleet[1], session)[0])
+    until(lambda: not visit(context, fleet[1], session)[0])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -254,7 +255,7 @@ def test_a_purge_ends_all_tickets(certificate: Path, keyring: Path, version: ssl
             with resumed.Admin(store.target) as admin:
                 admin.purge("purged")
             for port in ports:
-                eventually(partial(makes_full_handshake, context, port, session))
+                until(partial(makes_full_handshake, context, port, session))
             await_agreement(ports, version)
             assert share_of_resumed(ports, version) == 1.0
             assert not visit(context, ports[0], session)[0]
@@ -300,7 +301,7 @@ def test_client_certificates_resume_in_a_namespace_of_their_own_and_nowhere_else
             return visit(context, port, session or visit(context, port, None)[1])[0]
 
         for port in ports:
-            eventually(partial(resumes, port))
+            until(partial(resumes, port))
         await_agreement([public.port], version)
         _, session = visit(context, one.port, None)
         assert resumes(other.port, session)
@@ -325,7 +326,7 @@ def test_without_the_store_tickets_resume_until_the_grace_is_over_and_all_client
             store.kill()
             for version in VERSIONS:
                 # At once, or when the stream counts as lost.
-                eventually(partial(resumes_share, ports, version, share))
+                until(partial(resumes_share, ports, version, share))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -374,7 +375,7 @@ def test_all_workers_resume_and_so_do_those_after_a_reload(
         _, session = visit(context, server.port, None)
         assert all(visit(context, server.port, session)[0] for _ in range(12))
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: renewed(server.log()))
+        until(lambda: renewed(server.log()))
         await_agreement([server.port], version, workers=3)
         assert visit(context, server.port, session)[0]
 
@@ -387,6 +388,6 @@ def test_apache_resumes_after_a_graceful_restart(target: str, certificate: Path,
         await_agreement([server.port], version)
         _, session = visit(context, server.port, None)
         server.process.send_signal(signal.SIGUSR1)
-        eventually(lambda: server.log().count("resuming normal operations") == 2)
+        until(lambda: server.log().count("resuming normal operations") == 2)
         await_agreement([server.port], version)
         assert visit(context, server.port, session)[0]

@@ -14,9 +14,10 @@ import trustme
 import resumed
 from preload.leaks import RELOADED, workers
 from preload.servers import serving, settings
-from preload.test_preload import MIXED, PATIENCE, eventually, visit, warm_up
+from preload.test_preload import MIXED, PATIENCE, visit, warm_up
 from support.ports import free_port
 from support.tls import CA, VERSIONS, client_context
+from support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,7 +149,7 @@ def test_a_worker_that_crashes_takes_no_session_with_it(target: str, files: Path
         _, session = visit(context, server.port, None)
         (worker,) = workers(server.process.pid)
         os.kill(worker, signal.SIGSEGV)
-        eventually(lambda: len(workers(server.process.pid)) == 1 and workers(server.process.pid) != [worker])
+        until(lambda: len(workers(server.process.pid)) == 1 and workers(server.process.pid) != [worker])
         warm_up([server.port], ssl.TLSVersion.TLSv1_3)
         assert visit(context, server.port, session)[0]
 
@@ -162,7 +163,7 @@ def test_sessions_survive_graceful_reloads(target: str, files: Path, name: str) 
         for _ in range(5):
             before = set(workers(server.process.pid))
             server.process.send_signal(RELOADED[name])
-            eventually(lambda before=before: bool(now := set(workers(server.process.pid))) and not now & before)  # type: ignore[misc]
+            until(lambda before=before: bool(now := set(workers(server.process.pid))) and not now & before)  # type: ignore[misc]
             warm_up([server.port], ssl.TLSVersion.TLSv1_2)
             assert visit(context, server.port, session)[0]
 

@@ -77,6 +77,18 @@ def problems(*, tagged: bool) -> Iterator[str]:
         yield f"tag {tag} exists: choose another version"
 
 
+def run(package: Package) -> subprocess.CompletedProcess[str]:
+    """Run the command of a package; its output includes the errors, which Maven prints to the standard output."""
+    return subprocess.run(
+        package.command,
+        cwd=TREE / package.directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
 def main() -> int:
     """Check, build, and print each step; return 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -92,12 +104,10 @@ def main() -> int:
         if not shutil.which(package.tool):
             print(f"skipped   {package.name}: {package.tool} is not installed")
             continue
-        done = subprocess.run(
-            package.command, cwd=TREE / package.directory, capture_output=True, text=True, check=False
-        )
+        done = run(package)
         print(f"{'FAILED' if done.returncode else 'built':<9} {package.name}: {' '.join(package.command)}")
         if done.returncode:
-            failed.append(f"{package.name}: {(done.stderr or done.stdout).strip()[-2_000:]}")
+            failed.append(f"{package.name}: {done.stdout.strip()[-2_000:]}")
     print(*(failed or [f"version {versions.project_version()}: the packages are in {output}"]), sep="\n")
     return bool(failed)
 

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -28,8 +28,10 @@ from resumed_server.watch.hub import WatchHub
 
 if TYPE_CHECKING:
     from resumed import Installation
+    from resumed_server.auth.tls import ServerCertificates
     from resumed_server.cli.ticket_keys.agent import Agent
     from resumed_server.cli.ticket_keys.observed_store import ObservedStore
+    from resumed_server.config.reloading_file import Followed
     from resumed_server.storage.engine import Engine
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +71,15 @@ class Starting:
 
 def exposition() -> str:
     """Return all metrics that servers, frontends and agents of ticket keys show."""
-    board, engine = MetricsSegment(1), cast("Engine", Nothing())
-    counted = WorkerMetrics(board, 0, engine, readiness=Serving(), certificates=Serving(), files=[Serving()])
+    board, engine, serving = MetricsSegment(1), cast("Engine", Nothing()), Serving()
+    counted = WorkerMetrics(
+        board,
+        0,
+        engine,
+        readiness=serving,
+        certificates=cast("ServerCertificates", serving),
+        files=[cast("Followed[Any]", serving)],
+    )
     counted._usage = {"sessions": 0, "bytes": 0, "evicted": 0}
     counted._count_connections = lambda: 0
     counted.recorder.on_success("Get", 0.0)

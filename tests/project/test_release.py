@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +48,13 @@ def test_a_place_that_has_no_version_any_more_is_reported(tree: Path) -> None:
 def test_a_release_has_a_dated_section_in_the_changelog() -> None:
     assert list(release.undated("# Changelog\n\n## [1.2.0] - 2026-11-30\n", "1.2.0")) == []
     assert list(release.undated("# Changelog\n\n## [1.2.0] - unreleased\n", "1.2.0"))
+
+
+def test_the_output_of_a_failed_build_has_both_streams() -> None:
+    program = "import sys; print('[ERROR] javadoc'); print('colours', file=sys.stderr); sys.exit(1)"
+    done = release.run(release.Package("any", sys.executable, (sys.executable, "-c", program)))
+    assert done.returncode == 1
+    assert set(done.stdout.splitlines()) == {"[ERROR] javadoc", "colours"}
 
 
 def test_the_crate_has_the_license() -> None:

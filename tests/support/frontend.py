@@ -19,24 +19,19 @@ if TYPE_CHECKING:
     from support.tls import Frontend
 
 
+def frontend_command(stack: str, certificate: Path, *options: str) -> list[str]:
+    """Return the command that runs a frontend of a stack, with its name."""
+    command = [sys.executable, "-m", "resumed_server.cli.demo.frontend", "--stack", stack, "--name", stack]
+    return [*command, "--certificate", str(certificate), *options]
+
+
 @contextlib.contextmanager
 def running_frontend(directory: Path, *options: str) -> Iterator[dict[str, int]]:
     """Run one with `options` of resumed_server.cli.demo.frontend, and yield its `port` and that of its `metrics`."""
     certificate = directory / "frontend.pem"
     certificate.write_bytes(CERTIFICATE.private_key_and_cert_chain_pem.bytes())
-    command = [
-        sys.executable,
-        "-m",
-        "resumed_server.cli.demo.frontend",
-        "--stack",
-        "ssl",
-        "--name",
-        "other",
-        "--metrics",
-    ]
-    with subprocess.Popen(
-        [*command, "--certificate", str(certificate), *options], stdout=subprocess.PIPE, text=True
-    ) as process:
+    command = frontend_command("ssl", certificate, "--metrics", *options)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:
             yield json.loads(process.stdout.readline())

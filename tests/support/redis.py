@@ -85,6 +85,11 @@ class RedisServer:
         self.process.kill()
         self.process.wait()
 
+    def restart(self) -> None:
+        """End it with SIGKILL, and start it again at once."""
+        self.kill()
+        self.start()
+
     def close(self) -> None:
         """End it in any state."""
         self.client.close()

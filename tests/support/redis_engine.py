@@ -101,11 +101,6 @@ def engine_at(url: str, options: str = "") -> contextlib.closing[Engine]:
     return contextlib.closing(open_engine(f"{url}?{options}", capacity=0))
 
 
-def restart(server: RedisServer) -> None:
-    server.kill()
-    server.start()
-
-
 def catch_failure(call: Callable[[], object]) -> EngineUnavailable:
     """Return the type of the error of a call."""
     with pytest.raises(EngineUnavailable) as caught:

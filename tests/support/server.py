@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 COMMAND = (sys.executable, "-m", "resumed_server", "serve")
@@ -24,8 +24,16 @@ PATIENCE = 30.0
 class RunningServer:
     """A server in a process of its own; `target` is where it listens, once it is ready."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    def __init__(self, command: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+        )
         self.target = ""
         self._log: list[str] = []
         self._news = threading.Condition()
@@ -93,16 +101,7 @@ def running_server(
 
 def start_server(*options: str, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> RunningServer:
     """Run `resumed serve` with `options` and wait for nothing."""
-    process = subprocess.Popen(
-        [*COMMAND, *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-    )
-    return RunningServer(process)
+    return RunningServer([*COMMAND, *options], env, cwd)
 
 
 def _parse_line(line: str) -> dict[str, Any]:

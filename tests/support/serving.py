@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -16,7 +15,7 @@ from support.command import run_command
 from support.server import COMMAND, PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from support.server import RunningServer
 
@@ -48,16 +47,6 @@ def read_settings(*options: str, env: dict[str, str] | None = None) -> dict[str,
     done = run_command("serve", *options, "--check", env=env)
     assert (done.returncode, done.stderr) == (0, "")
     return dict(re.split(r" +", line, maxsplit=1) for line in done.stdout.splitlines())
-
-
-def eventually(met: Callable[[], bool]) -> bool:
-    """Ask until `met`, for as long as a process may take for anything."""
-    deadline = time.monotonic() + PATIENCE
-    while not met():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def is_alive(process: int) -> bool:

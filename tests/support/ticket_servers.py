@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from resumed_server.cli.tls_client import Client, Endpoint, Handshake
 from support.ports import free_port
+from support.processes import listening_process
 from support.server import RunningServer
 
 if TYPE_CHECKING:
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from OpenSSL import SSL
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 30.0
-"""Seconds that a server may take for anything; only a broken one takes them."""
 MEMORY = Path("/dev/shm")
 ENVOY = ROOT / ".build" / "envoy" / "envoy" / "_bin" / "envoy"
 PROGRAMS = {
@@ -171,15 +168,9 @@ def ticket_server(
     if name in {"nginx", "haproxy"}:
         server.reload_command = ["kill", "-HUP" if name == "nginx" else "-USR2", str(process.pid)]
     try:
-        _wait_for_listener(server)
-        yield server
+        with listening_process(process, port, server.log):
+            yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -217,16 +208,6 @@ def _write_trafficserver(directory: Path, port: int, certificate: Path, keys: Pa
     return [f"--run-root={directory}/runroot.yaml"]
 
 
-def _wait_for_listener(server: TicketServer) -> None:
-    end = time.monotonic() + PATIENCE
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", server.port)):
-            return
-        assert server.process.poll() is None, f"{server.name} did not start:\n{server.log()}"
-        assert time.monotonic() < end, f"{server.name} does not listen:\n{server.log()}"
-        time.sleep(0.02)
-
-
 @contextlib.contextmanager
 def running_agent(target: str, keyring: Path, *options: str, namespace: str = "shop") -> Iterator[RunningServer]:
     """Run `resumed ticket-keys` until the end."""
@@ -240,14 +221,7 @@ def running_agent(target: str, keyring: Path, *options: str, namespace: str = "s
 def start_agent(target: str, keyring: Path, *options: str, namespace: str = "shop") -> RunningServer:
     """Run `resumed ticket-keys`, and wait for nothing."""
     command: Sequence[str] = (sys.executable, "-m", "resumed_server", "ticket-keys", target)
-    process = subprocess.Popen(
-        [*command, "--namespace", namespace, "--keyring", str(keyring), *options],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-    )
-    return RunningServer(process)
+    return RunningServer([*command, "--namespace", namespace, "--keyring", str(keyring), *options])
 
 
 def write_reload_script(path: Path, servers: Callable[[], Sequence[TicketServer]]) -> Callable[[], None]:

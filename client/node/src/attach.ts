@@ -345,8 +345,9 @@ class Attachment implements Installation {
         if (hello === "gone") return;
         const connection = this.#begin(hello);
         const view = viewOf(server, (own, ...of) => {
+          const heard = this.#intercepts(connection, own, of) || emit(server, own, ...of);
           if (own === "secureConnection") keepView(of[0] as TLSSocket, view);
-          return this.#intercepts(connection, own, of) || emit(server, own, ...of);
+          return heard;
         });
         emit(view, "connection", stream);
       });

@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import tls, { type SecureContextOptions, type Server, type TLSSocket } from "node:tls";
 
 import { ResumedError } from "./errors.js";
-import { clientAuthentication, serverIdentity } from "./fingerprint.js";
+import { clientAuthentication, NO_CLIENT_AUTHENTICATION, serverIdentity } from "./fingerprint.js";
 import type { Logger } from "./files.js";
 
 /** Names that are remembered; any client can bring new ones. */
@@ -67,6 +67,8 @@ export class Contexts {
   readonly #server: Properties;
   readonly #fleetIdContext: Buffer | undefined;
   readonly #logger: Logger;
+  /** The private property of a server that has its SNICallback. */
+  readonly #sniCallback: symbol | undefined;
   #base: Base | undefined;
   /** Identities that full handshakes for a name ended with, where the server has contexts that it chooses by name. */
   readonly #learned = new Map<string, Buffer>();
@@ -78,6 +80,7 @@ export class Contexts {
     this.#server = server as Properties;
     this.#fleetIdContext = fleetIdContext;
     this.#logger = logger;
+    this.#sniCallback = Object.getOwnPropertySymbols(server).find(({ description }) => description === "snicallback");
   }
 
   /** Looks again which context new connections get, and returns it. */
@@ -196,7 +199,7 @@ export class Contexts {
   }
 
   get #choosesByName(): boolean {
-    const symbol = Object.getOwnPropertySymbols(this.#server).find(({ description }) => description === "snicallback");
+    const symbol = this.#sniCallback;
     const callback = symbol && (this.#server as unknown as Record<symbol, unknown>)[symbol];
     return !symbol || callback !== undefined || this.#server._contexts?.length !== 0;
   }
@@ -235,7 +238,7 @@ export class Contexts {
 
   #clientAuthentication({ clientAuthentications }: Base): Buffer {
     const { requestCert, rejectUnauthorized, ca, crl, pfx } = this.#server;
-    if (!requestCert) return clientAuthentication(undefined);
+    if (!requestCert) return NO_CLIENT_AUTHENTICATION;
     let known = clientAuthentications.get(rejectUnauthorized);
     if (!known) {
       const stores = list(pfx).map((each) => (typeof each === "object" && "buf" in each ? each.buf : each));

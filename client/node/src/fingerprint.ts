@@ -29,9 +29,11 @@ export function serverIdentity(certificates: readonly Buffer[]): Buffer {
   return half("resumed/v1 identity", sortedSet(certificates.flatMap(namesOf)));
 }
 
-/** @param policy undefined if the server asks for no certificate. */
-export function clientAuthentication(policy: ClientPolicy | undefined): Buffer {
-  if (!policy) return half("resumed/v1 client authentication", []);
+/** The client authentication of servers that request no certificate. */
+export const NO_CLIENT_AUTHENTICATION = half("resumed/v1 client authentication", []);
+
+/** Returns the client authentication of servers that request certificates. */
+export function clientAuthentication(policy: ClientPolicy): Buffer {
   return half("resumed/v1 node client authentication", [
     Buffer.from([policy.rejectUnauthorized ? 1 : 0]),
     ...sortedSet([

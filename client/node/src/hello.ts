@@ -113,28 +113,35 @@ function identities(extension: Reader): Buffer[] {
 
 /** Reads numbers and vectors of TLS (RFC 8446 section 3.4); throws RangeError at the end. */
 class Reader {
-  #rest: Buffer;
+  readonly #bytes: Buffer;
+  #at = 0;
 
   constructor(bytes: Buffer) {
-    this.#rest = bytes;
+    this.#bytes = bytes;
   }
 
   get done(): boolean {
-    return this.#rest.length === 0;
+    return this.#at === this.#bytes.length;
   }
 
   take(length: number): Buffer {
-    if (length > this.#rest.length) throw new RangeError("cut short");
-    const taken = this.#rest.subarray(0, length);
-    this.#rest = this.#rest.subarray(length);
-    return taken;
+    const start = this.#skip(length);
+    return this.#bytes.subarray(start, this.#at);
   }
 
   number(size: number): number {
-    return this.take(size).readUIntBE(0, size);
+    return this.#bytes.readUIntBE(this.#skip(size), size);
   }
 
   vector(size: number): Buffer {
     return this.take(this.number(size));
+  }
+
+  /** Goes on by `length` bytes, and returns where they begin. */
+  #skip(length: number): number {
+    const start = this.#at;
+    if (length > this.#bytes.length - start) throw new RangeError("cut short");
+    this.#at += length;
+    return start;
   }
 }

@@ -13,9 +13,12 @@ export function viewOf(server: Server, emit: Emit): Server {
   });
 }
 
-/** Has a connection emit at `view` for good: http and http2 servers put themselves into its place before tickets of TLS 1.3 are issued. */
+/**
+ * Has a connection emit at `view` after its server's listeners: those of http and http2 servers put the server into the place of the view, before
+ * tickets of TLS 1.3 are issued. A redefined property instead would make each access to the properties of a socket slower.
+ */
 export function keepView(socket: TLSSocket, view: Server): void {
-  Object.defineProperty(socket, "server", { get: () => view, set: () => undefined });
+  (socket as TLSSocket & { server: Server }).server = view;
 }
 
 /** Emits an event at a server, with `view` as the server that its listeners see. */

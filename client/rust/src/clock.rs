@@ -48,13 +48,20 @@ pub(crate) mod fake {
     #[derive(Debug)]
     pub(crate) struct FakeClock {
         microseconds: AtomicU64,
+        /// By how much the wall clock was stepped.
+        stepped: AtomicU64,
         zero: Instant,
     }
 
     impl FakeClock {
         /// Makes one that shows a time, in Unix seconds.
         pub(crate) fn at(seconds: u64) -> Self {
-            Self { microseconds: AtomicU64::new(seconds * 1_000_000), zero: Instant::now() }
+            Self { microseconds: AtomicU64::new(seconds * 1_000_000), stepped: AtomicU64::new(0), zero: Instant::now() }
+        }
+
+        /// Steps the wall clock forward, as an administrator does: the monotonic clock stays.
+        pub(crate) fn step(&self, by: Duration) {
+            self.stepped.fetch_add(u64::try_from(by.as_micros()).unwrap(), Ordering::Relaxed);
         }
 
         pub(crate) fn advance(&self, by: Duration) {
@@ -73,7 +80,7 @@ pub(crate) mod fake {
 
     impl Clock for FakeClock {
         fn now(&self) -> SystemTime {
-            from_microseconds(self.microseconds.load(Ordering::Relaxed)).unwrap()
+            from_microseconds(self.microseconds.load(Ordering::Relaxed) + self.stepped.load(Ordering::Relaxed)).unwrap()
         }
 
         fn instant(&self) -> Instant {

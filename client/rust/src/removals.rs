@@ -11,6 +11,7 @@ use crate::clock::{self, Clock};
 use crate::envelope::microseconds;
 use crate::sealing::StoreKey;
 use crate::stats::RemovalReason;
+use crate::ticket_secret::MAX_REMOVAL;
 use crate::watching::STALE;
 
 /// How many removals are kept.
@@ -36,9 +37,10 @@ pub(crate) struct Removals {
 
 #[derive(Default)]
 struct State {
-    ends: HashMap<Key, u64>,
+    /// By the monotonic clock: no step of the other one ends a removal.
+    ends: HashMap<Key, Instant>,
     /// The same, the first to end first; an entry whose end was put off since is void.
-    order: BinaryHeap<Reverse<(u64, Key)>>,
+    order: BinaryHeap<Reverse<(Instant, Key)>>,
     /// Tickets that were negotiated before this time are purged: in microseconds after the Unix epoch.
     purged_before: u64,
     /// The same for the last time when there were too many removals.
@@ -65,7 +67,8 @@ impl Removals {
     /// Adds the removal of a store key, which is in force until `end`, in Unix seconds.
     pub(crate) fn add(&self, key: &StoreKey, end: u64) {
         let (now, state) = (self.clock.now(), &mut *self.lock());
-        if state.add(half(key), end, clock::seconds(now), self.max) {
+        let remaining = Duration::from_secs(end.saturating_sub(clock::seconds(now)).min(MAX_REMOVAL.as_secs()));
+        if state.add(half(key), remaining, self.clock.instant(), self.max) {
             return;
         }
         (state.ends, state.order) = Default::default();
@@ -152,8 +155,8 @@ impl OwnRemovals {
 }
 
 impl State {
-    /// Adds a removal, and returns false if there is no room for it.
-    fn add(&mut self, key: Key, end: u64, now: u64, max: usize) -> bool {
+    /// Adds a removal that is in force for some time, and returns false if there is no room for it.
+    fn add(&mut self, key: Key, remaining: Duration, now: Instant, max: usize) -> bool {
         while let Some(&Reverse((first, ended))) = self.order.peek()
             && first <= now
         {
@@ -162,7 +165,8 @@ impl State {
                 self.ends.remove(&ended);
             }
         }
-        if end <= now || self.ends.get(&key).is_some_and(|known| *known >= end) {
+        let end = now + remaining;
+        if remaining.is_zero() || self.ends.get(&key).is_some_and(|known| *known >= end) {
             return true;
         }
         if self.ends.len() >= max && !self.ends.contains_key(&key) {
@@ -240,6 +244,15 @@ mod tests {
         clock.set(START + 20);
         removals.add(&[5; 32], START + 30);
         assert_eq!(removals.count(), 2);
+    }
+
+    #[test]
+    fn a_step_of_the_clock_ends_no_removal() {
+        let (removals, clock) = live();
+        removals.add(&[1; 32], START + 10);
+        clock.step(Duration::from_secs(3600));
+        removals.add(&[2; 32], START + 3600 + 10);
+        assert_eq!(removals.check(&[1; 32], NOW), Err("revoked"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ import inspect
 import json
 import sys
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,6 +16,8 @@ from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_Value = TypeVar("_Value")
 
 Target = Annotated[
     str,
@@ -28,6 +30,14 @@ Keyring = Annotated[
     str | None, typer.Option(metavar="FILE", help="Keyring of the fleet. Without it a temporary key is used.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def parse_option(name: str, text: str, parse: Callable[[str], _Value]) -> _Value:
+    """Return the value of an option or argument; raise UserError with its name if `parse` raises ValueError."""
+    try:
+        return parse(text)
+    except ValueError as problem:
+        raise UserError(f"{name}: {problem}") from None
 
 
 def print_change(change: dict[str, Any], text: str, *, as_json: bool) -> None:

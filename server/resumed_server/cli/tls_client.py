@@ -79,11 +79,11 @@ class Client:
     """Visits servers.
 
     Args:
-        server_name: The server name to send (SNI); an address is not sent. version: The only version of TLS to offer,
-        one of VERSIONS; None for the newest that both peers support. send: A request to send after the handshake; the
-        client waits for the first byte of the response. ciphersuites: The cipher suites of TLS 1.3 to offer, by
-        OpenSSL's names, separated by colons; empty for OpenSSL's
-            own order.
+        server_name: The server name to send (SNI); an address is not sent.
+        version: The only version of TLS to offer, one of VERSIONS; None for the newest that both peers support.
+        send: A request to send after the handshake; the client waits for the first byte of the response.
+        ciphersuites: The cipher suites of TLS 1.3 to offer, by OpenSSL's names, separated by colons; empty for its own
+            order.
     """
 
     def __init__(self, server_name: str, version: str | None = None, send: bytes = b"", ciphersuites: str = "") -> None:
@@ -101,7 +101,7 @@ class Client:
         self._full = False
 
     def visit(self, endpoint: Endpoint, session: SSL.Session | None = None) -> Handshake:
-        """Visit a server, offering `session`; raises Failed."""
+        """Visit a server, offering `session`; raises HandshakeFailed."""
         steps = self.steps(endpoint, session)
         with selectors.DefaultSelector() as selector:
             try:
@@ -116,7 +116,7 @@ class Client:
                 return visit
 
     def steps(self, endpoint: Endpoint, session: SSL.Session | None = None) -> Generator[WaitFor, None, Handshake]:
-        """Return a visit, which the caller advances when the condition that it yields is true; it raises Failed."""
+        """Return a visit, which the caller advances when its condition is true; it raises HandshakeFailed."""
         with socket.socket(endpoint.family, socket.SOCK_STREAM) as sock:
             try:
                 return (yield from self._visit(sock, endpoint, session))

@@ -1,8 +1,8 @@
 """Reserve the listen addresses before anything else starts, so that a busy one is reported at once.
 
 A bound socket that never listens reserves each port. The worker's socket can still bind it, since both set
-SO_REUSEADDR, with which neither minds connections in
-TIME_WAIT. Workers share a port by SO_REUSEPORT; the reservation prevents a second server from joining them.
+SO_REUSEADDR, which also allows a port with connections in TIME_WAIT. Workers share a port by SO_REUSEPORT; the
+reservation prevents a second server from joining them.
 """
 
 from __future__ import annotations

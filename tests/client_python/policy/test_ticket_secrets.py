@@ -65,12 +65,13 @@ class Fleet:
         self.store, self.keys = Table(), keys or (os.urandom(32),)
         self.now = float(NOON)
 
-    def frontend(self, *keys: bytes, ahead: float = 0.0, spread: float = 0.5) -> TicketSecrets:
+    def frontend(self, *keys: bytes, ahead: float = 0.0, spread: float = 0.5, restores: bool = True) -> TicketSecrets:
         return TicketSecrets(
             self.store,  # type: ignore[arg-type]
             resumed.Keyring.from_keys(list(keys or self.keys)),
             lifetime=LIFETIME,
             rotation=ROTATION,
+            restores=restores,
             clock=lambda: self.now + ahead,
             random=lambda: spread,
         )
@@ -340,6 +341,20 @@ def test_a_secret_that_may_be_lost_is_stored_again_at_once(fleet: Fleet) -> None
     later = fleet.frontend()
     later.step()
     assert name(later, fleet.now) == name(frontend, fleet.now)
+
+
+def test_with_a_single_use_a_lost_secret_gives_way_to_another(fleet: Fleet) -> None:
+    frontend = fleet.frontend(restores=False)
+    frontend.step()
+    current = frontend.current(fleet.now)
+    assert current
+    lost, _ = current
+    assert frontend.is_stored_as(lost, fleet.store.values[lost.address])
+    fleet.store.values.clear()
+    assert not frontend.is_stored_as(lost, None)
+    frontend.step()
+    assert name(frontend, fleet.now) != lost.name
+    assert not frontend.is_stored_as(lost, fleet.store.values[lost.address])
 
 
 def test_a_secret_that_was_removed_gives_way_to_another(fleet: Fleet) -> None:

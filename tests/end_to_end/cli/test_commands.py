@@ -12,7 +12,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,10 @@ from support.command import run_command
 from support.mtls import grant
 from support.ports import free_port
 from support.server import PATIENCE, running_server
+from support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from support.server import RunningServer
 
@@ -366,7 +366,7 @@ class TestDemo:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        eventually(lambda: any(moment in command for command in processes_of(tmp_path)))
+        until(lambda: any(moment in command for command in processes_of(tmp_path)))
         if number is signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does
         else:
@@ -431,13 +431,6 @@ def grpc_server(*, serving: bool | None = None, refusal: grpc.StatusCode | None 
         yield f"127.0.0.1:{port}"
     finally:
         server.stop(None).wait()
-
-
-def eventually(met: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not met():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def processes_of(directory: Path) -> list[str]:

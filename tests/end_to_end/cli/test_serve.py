@@ -28,7 +28,8 @@ from support.mtls import Authority, Files, grant
 from support.mtls import channel as trusted
 from support.raw_http2 import Raw, open_socket
 from support.server import PATIENCE, running_server, start_server
-from support.serving import complaints_of, eventually, is_alive, open_channel
+from support.serving import complaints_of, is_alive, open_channel
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -280,7 +281,7 @@ def test_workers_do_not_outlive_a_killed_supervisor(transport: str) -> None:
         workers = [line["process"] for line in server.wait_for_log("ready", 2)]
         assert all(map(is_alive, workers))
         server.process.kill()
-        assert eventually(lambda: not any(map(is_alive, workers)))
+        until(lambda: not any(map(is_alive, workers)))
 
 
 def test_unread_health_streams_delay_nothing(tmp_path: Path) -> None:
@@ -311,7 +312,7 @@ def test_unread_health_streams_delay_nothing(tmp_path: Path) -> None:
 
             assert allowed()
             files.write(grants=grant("spiffe://example.org/other", ["*"], ["get"]))
-            assert eventually(lambda: not allowed())
+            until(lambda: not allowed())
         assert server.stop() == 0
 
 
@@ -387,9 +388,9 @@ def test_a_main_loop_that_hangs_is_no_longer_live(tmp_path: Path, transport: str
             request = health_pb2.HealthCheckRequest(service=service)
             return bool(health.Check(request, timeout=PATIENCE).status == health_pb2.HealthCheckResponse.SERVING)
 
-        assert eventually(lambda: serves("live"))
+        until(lambda: serves("live"))
         (tmp_path / "hang").touch()
-        assert eventually(lambda: not serves("live"))
+        until(lambda: not serves("live"))
         assert serves("")
         server.kill()
 

@@ -21,7 +21,8 @@ from support.metrics import scraped_until
 from support.mtls import Authority, Files, grant
 from support.mtls import channel as trusted
 from support.server import COMMAND, PATIENCE, running_server, start_server
-from support.serving import complaints_of, eventually, read_settings
+from support.serving import complaints_of, read_settings
+from support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -354,7 +355,7 @@ def test_the_version_is_printed() -> None:
 
 def test_console_logs_are_one_line_an_event(tmp_path: Path) -> None:
     done = start_server("--listen", f"unix:{tmp_path}/s", "--log-format", "console", "--shutdown-delay", "0s")
-    assert eventually(lambda: any("ready" in str(line) for line in done.log_lines()))
+    until(lambda: any("ready" in str(line) for line in done.log_lines()))
     assert done.stop() == 0
     texts = [line["text"] for line in done.log_lines()]
     assert len(texts) == 5

@@ -7,13 +7,14 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 import resumed
+from support.ports import free_port
+from support.processes import listening_process
 from support.tls import CERTIFICATE, PATIENCE, Client
 
 if TYPE_CHECKING:
@@ -47,35 +48,15 @@ def command(recipe: Path, port: int) -> list[str]:
 @contextlib.contextmanager
 def running(recipe: Path, directory: Path, store: RunningServer) -> Iterator[int]:
     """Run a recipe and yield its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
+    port = free_port()
     log = directory / f"{port}.log"
     with log.open("w") as output:
         arguments = command(recipe, port)
         # Recipes write no bytecode beside themselves.
         environment = {"STORE": store.target, "PYTHONDONTWRITEBYTECODE": "1", "PATH": "/usr/bin:/bin"}
         process = subprocess.Popen(arguments, cwd=directory, env=environment, stdout=output, stderr=output)
-    try:
-        end = time.monotonic() + 3 * PATIENCE
-        while not answers(port):
-            assert process.poll() is None and time.monotonic() < end, log.read_text()  # noqa: PT018
-            time.sleep(0.05)
+    with listening_process(process, port, log.read_text):
         yield port
-    finally:
-        process.terminate()
-        try:
-            process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def answers(port: int) -> bool:
-    """Return whether a server accepts connections."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
-        return True
-    return False
 
 
 def visit(client: Client, port: int, session: ssl.SSLSession | None = None) -> tuple[bool, ssl.SSLSession | None]:

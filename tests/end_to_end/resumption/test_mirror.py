@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import resumed
-from support.redis import valkey_sentinels, valkey_server
+from support.redis import RedisServer, valkey_sentinels, valkey_server
 from support.server import running_server
 from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend, Mirrored, server_context
 from support.waiting import until
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from resumed._client.store import Watch
-    from support.redis import RedisServer
     from support.server import RunningServer
     from support.tls import Stack
 
@@ -225,12 +224,7 @@ def emptied(valkey: RedisServer) -> None:
     valkey.client.flushall()
 
 
-def restarted(valkey: RedisServer) -> None:
-    valkey.kill()
-    valkey.start()
-
-
-@pytest.mark.parametrize("lose", [emptied, restarted])
+@pytest.mark.parametrize("lose", [emptied, RedisServer.restart])
 def test_a_valkey_that_lost_everything_empties_the_mirror(
     valkey: RedisServer, keyring: resumed.Keyring, lose: Callable[[RedisServer], None]
 ) -> None:

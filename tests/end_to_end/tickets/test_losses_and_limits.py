@@ -35,6 +35,25 @@ def test_no_ticket_of_one_use_resumes_after_the_store_has_lost_its_storage(
         assert client.visit(frontend, client.visit(frontend).session).reused
 
 
+def test_no_ticket_of_one_use_resumes_before_its_frontend_knows_that_the_store_has_lost_its_storage(
+    keyring: resumed.Keyring, stack: Stack, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    with running_server("--storage", f"lmdb://{tmp_path}/one", listen=f"127.0.0.1:{port}") as store:
+        frontend = TicketFrontend(stack, store.target, keyring, single_use=True)
+        used = client.visit(frontend).session
+        assert client.visit(frontend, used).reused
+    monkeypatch.setattr(frontend.tickets, "_make_up_for_loss", lambda: None)
+
+    def refused_by_the_store() -> bool:
+        assert not client.visit(frontend, used).reused
+        return "unknown-secret" in frontend.refused
+
+    with running_server("--storage", f"lmdb://{tmp_path}/other", listen=f"127.0.0.1:{port}"):
+        until(refused_by_the_store)
+        until(lambda: client.visit(frontend, client.visit(frontend).session).reused)
+
+
 def test_no_ticket_of_one_use_from_before_a_purge_resumes_where_the_purge_is_not_known_yet(
     store: RunningServer, keyring: resumed.Keyring, stack: Stack, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,7 +64,7 @@ def test_no_ticket_of_one_use_from_before_a_purge_resumes_where_the_purge_is_not
         admin.purge("late-purge")
     assert not client.visit(frontend, session).reused
     assert frontend.refused == {"replayed": 1}
-    assert client.visit(frontend, client.visit(frontend).session).reused
+    until(lambda: client.visit(frontend, client.visit(frontend).session).reused)
 
 
 def test_the_maximum_lifetime_of_sessions_is_that_of_no_secret_and_no_claim(
@@ -70,7 +89,9 @@ def test_a_ticket_does_not_resume_if_the_store_forgets_its_one_use_too_early(
 ) -> None:
     frontend = TicketFrontend("ssl", store.target, keyring, single_use=True, namespace="claims")
     session = client.visit(frontend).session
-    monkeypatch.setattr(frontend.tickets._lookups._store, "put", lambda *_, **__: 7100.0)
+    store_client = frontend.tickets._lookups._store
+    batch = store_client.batch
+    monkeypatch.setattr(store_client, "batch", lambda *args, **options: [7100.0, batch(*args, **options)[1]])
     assert [client.visit(frontend, session).reused for _ in range(2)] == [False, False]
     assert frontend.refused == {"rejected": 2}
     assert caplog.text.count("less than the tickets live") == 1

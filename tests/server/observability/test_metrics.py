@@ -59,7 +59,7 @@ class TestBoard:
                     names = [f"{thread}-{number}" for number in range(6) for thread in range(8)]
                     admitted = list(pool.map(board.register_namespace, names))
                 assert all(admitted)
-                assert sorted(board._read_names()) == sorted(names)
+                assert sorted(board.namespaces()) == sorted(names)
         finally:
             sys.setswitchinterval(interval)
 

@@ -25,14 +25,12 @@ from resumed_server.storage.engine import (
     Take,
 )
 from resumed_server.storage.testing.fixtures import read_all_changes, read_removals
-from support.redis import valkey_cluster, valkey_sentinels, valkey_server
-from support.redis_engine import PATIENT, catch_failure, engine_at, is_working, restart
+from support.redis import RedisServer, valkey_cluster, valkey_sentinels, valkey_server
+from support.redis_engine import PATIENT, catch_failure, engine_at, is_working
 from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from support.redis import RedisServer
 
 
 # --- Replicas and clusters -----------------------------------------------------------------------------------------
@@ -109,7 +107,7 @@ def test_a_redis_that_was_started_again_has_nothing_from_before(server: RedisSer
         engine.remove("shop", b"removed")
         engine.take("shop", b"taken")
         engine.purge("pay", None)
-        restart(server)
+        server.restart()
         assert engine.last_purge("new") is not None, "the frontends of fleet tickets must not trust older removals"
         assert len(server.client.keys("resumed:*:*")) == len(keys)
         for _ in range(2):
@@ -236,14 +234,14 @@ def roll_back(server: RedisServer) -> None:
     server.client.config_set("save", "3600 1")
     server.client.save()
     server.client.xadd(b"resumed:{0}", {"-": b"resumed:shop:lost"})
-    restart(server)
+    server.restart()
 
 
 def delete_log(server: RedisServer) -> None:
     server.client.delete(*server.client.keys("resumed:{*}"))
 
 
-@pytest.mark.parametrize("lose", [empty, restart, roll_back, delete_log])
+@pytest.mark.parametrize("lose", [empty, RedisServer.restart, roll_back, delete_log])
 def test_a_position_from_before_a_loss_is_none(server: RedisServer, lose: Callable[[RedisServer], None]) -> None:
     with engine_at(server.url, PATIENT) as engine, engine_at(server.url, PATIENT) as other:
         engine.position()

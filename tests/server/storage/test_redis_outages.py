@@ -92,8 +92,7 @@ def test_a_call_that_takes_long_is_no_outage(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_restarted_redis_is_used_again_at_once(server: RedisServer) -> None:
     with engine_at(server.url, PATIENT) as engine:
         engine.put("shop", b"k", b"value", 60.0)
-        server.kill()
-        server.start()
+        server.restart()
         assert engine.get("shop", b"k") is None
         engine.batch([Put("shop", b"k", b"value", 60.0)])
         assert engine.get("shop", b"k")

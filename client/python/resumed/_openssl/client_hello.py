@@ -9,6 +9,7 @@ from __future__ import annotations
 from ctypes import byref, c_size_t, c_void_p, string_at
 from typing import TYPE_CHECKING
 
+from resumed._openssl.context_settings import OP_CIPHER_SERVER_PREFERENCE, TLS13_CIPHERS
 from resumed._openssl.session_codec import ID_BYTES
 
 if TYPE_CHECKING:
@@ -21,12 +22,10 @@ _PRE_SHARED_KEY = 41
 _SUPPORTED_VERSIONS = 43
 # <openssl/ssl.h>
 _CTRL_GET_MAX_PROTO_VERSION = 131
-_OP_CIPHER_SERVER_PREFERENCE = 1 << 22
 _OP_NO_TLS1_3 = 1 << 29
 TLS1_3_VERSION = 0x304
 """<openssl/ssl.h>"""
 
-_TLS1_3_CIPHERS = 0x13  # their first byte (RFC 8446 appendix B.4)
 _AGE_BYTES = 4
 
 
@@ -83,10 +82,10 @@ def chosen_digest(library: Library, ssl: int) -> int | None:
     for place in range(library.OPENSSL_sk_num(ciphers)):
         cipher = library.OPENSSL_sk_value(ciphers, place)
         number = library.SSL_CIPHER_get_protocol_id(cipher)
-        if number >> 8 != _TLS1_3_CIPHERS:
+        if number >> 8 != TLS13_CIPHERS:
             break  # those of TLS 1.3 come first
         ours[number] = cipher
-    servers_order = library.SSL_get_options(ssl) & _OP_CIPHER_SERVER_PREFERENCE
+    servers_order = library.SSL_get_options(ssl) & OP_CIPHER_SERVER_PREFERENCE
     common = (each for each in (ours if servers_order else theirs) if each in ours and each in theirs)
     chosen = next(common, None)
     return None if chosen is None else library.SSL_CIPHER_get_handshake_digest(ours[chosen])

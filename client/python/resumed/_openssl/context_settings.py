@@ -13,10 +13,10 @@ _CTRL_GET_SESS_CACHE_MODE = 45
 _SESS_CACHE_SERVER = 0x2
 _SESS_CACHE_NO_INTERNAL = 0x300
 OP_NO_TICKET = 1 << 14
-_OP_CIPHER_SERVER_PREFERENCE = 1 << 22
-_OPTIONS = OP_NO_TICKET | _OP_CIPHER_SERVER_PREFERENCE
+OP_CIPHER_SERVER_PREFERENCE = 1 << 22
+_OPTIONS = OP_NO_TICKET | OP_CIPHER_SERVER_PREFERENCE
 
-_TLS1_3 = 0x13
+TLS13_CIPHERS = 0x13
 """The first byte of the numbers of TLS 1.3's ciphers (RFC 8446, appendix B.4)."""
 _TLS13_CIPHERS = {
     0x1302: "TLS_AES_256_GCM_SHA384",
@@ -68,7 +68,7 @@ class ContextSettings(NamedTuple):
                 do by default.
         """
         options = self.options & ~OP_NO_TICKET | (0 if stateless else OP_NO_TICKET)
-        options |= _OP_CIPHER_SERVER_PREFERENCE if mixed else 0
+        options |= OP_CIPHER_SERVER_PREFERENCE if mixed else 0
         return ContextSettings(callbacks, id_callback, _SESS_CACHE_SERVER | _SESS_CACHE_NO_INTERNAL, options, lifetime)
 
     def apply(self, library: Library, pointer: int) -> None:
@@ -87,7 +87,7 @@ def unusual_cipher(library: Library, pointer: int) -> str | None:
         library.SSL_CIPHER_get_protocol_id(library.OPENSSL_sk_value(ciphers, place))
         for place in range(library.OPENSSL_sk_num(ciphers))
     )
-    first = next((number for number in numbers if number >> 8 == _TLS1_3), None)
+    first = next((number for number in numbers if number >> 8 == TLS13_CIPHERS), None)
     if first in {None, next(iter(_TLS13_CIPHERS))}:
         return None
     return _TLS13_CIPHERS.get(first, f"0x{first:04x}")

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from resumed._openssl.client_hello import TLS1_3_VERSION, chosen_digest, requested_name
 from resumed._openssl.contexts import VERIFY_PEER
 
 if TYPE_CHECKING:
     from resumed._crypto.envelope import Envelope
+    from resumed._openssl.callbacks import CallbackBinding
     from resumed._openssl.library import Library
     from resumed._openssl.session_checks import SessionChecks
     from resumed._policy.served_names import Expected
-
-
-class Decoder(Protocol):
-    """Makes sessions of envelopes."""
-
-    def check(self, offer: StoredOffer, envelope: Envelope) -> None:
-        """Raise UnsealError if the session in an envelope may not resume; from any thread."""
-
-    def decode(self, offer: StoredOffer, envelope: Envelope, remaining: float) -> int:
-        """Return the session in an envelope; raise UnsealError if it may not resume."""
 
 
 class Offer:
@@ -64,7 +55,9 @@ class Offer:
 class StoredOffer(Offer):
     """A stored session that a client offers, by its id."""
 
-    def __init__(self, library: Library, checks: SessionChecks, ssl: int, session_id: bytes, decoder: Decoder) -> None:
+    def __init__(
+        self, library: Library, checks: SessionChecks, ssl: int, session_id: bytes, decoder: CallbackBinding
+    ) -> None:
         super().__init__(library, checks, ssl)
         self.session_id, self._decoder = session_id, decoder
 

@@ -15,7 +15,7 @@ import os
 import threading
 from ctypes import c_char_p, c_size_t, c_uint, c_void_p, memmove, string_at
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -34,6 +34,7 @@ from resumed._policy.tickets import HEAD_BYTES, MAX_SESSION_BYTES
 if TYPE_CHECKING:
     from resumed._async.suspendable_handshake import SuspendableHandshake
     from resumed._crypto.ticket_secret import TicketSecret
+    from resumed._openssl.callbacks import CallbackBinding
     from resumed._openssl.library import Library
     from resumed._openssl.session_checks import SessionChecks
     from resumed._policy.tickets import Tickets
@@ -53,33 +54,6 @@ _MAC_KEY = slice(NAME_BYTES, NAME_BYTES + 32)
 _AES_KEY = slice(NAME_BYTES + 32, NAME_BYTES + 64)
 
 
-class Connections(Protocol):
-    """The binding that these callbacks belong to."""
-
-    @property
-    def library(self) -> Library:
-        """The libssl of the context."""
-
-    @property
-    def id_callback(self) -> int:
-        """The address of the id generator for stored sessions; 0 for OpenSSL's own."""
-
-    def issue_id(self, ssl: int) -> bytes:
-        """Return the id for a stored session of a connection."""
-
-    def handshake(self, ssl: int) -> SuspendableHandshake:
-        """Return the object that keeps the calls of a connection's handshake."""
-
-    def context_may_change(self) -> bool:
-        """Return whether the application may choose another context within a handshake."""
-
-    def confirm_later(self, ssl: int) -> None:
-        """Have a resumed connection checked once more when its handshake is done."""
-
-    def handle_callback_error(self, error: BaseException) -> None:
-        """Count a defect that a callback caught, and log it."""
-
-
 class TicketCallbacks:
     """The ticket callbacks of a context.
 
@@ -92,7 +66,7 @@ class TicketCallbacks:
         UnsupportedContext: The libssl of the context lacks the functions.
     """
 
-    def __init__(self, connections: Connections, checks: SessionChecks, tickets: Tickets) -> None:
+    def __init__(self, connections: CallbackBinding, checks: SessionChecks, tickets: Tickets) -> None:
         self._connections, self._checks, self._tickets = connections, checks, tickets
         self._library, self._codec = connections.library, checks.codec
         if not self._library.has_tickets:

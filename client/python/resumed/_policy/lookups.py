@@ -15,13 +15,14 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from resumed._client.store import Get, Put, StoredSession
 from resumed._exceptions import AlreadyExists, LimitExceeded, StoreError, StoreTimeout, StoreUnavailable
 from resumed._process.fork import register_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resumed._client.store import StoreClient, StoredSession
+    from resumed._client.store import StoreClient
     from resumed._policy.circuit_breaker import Breaker
     from resumed._policy.mirror import Mirror
     from resumed._policy.stats import Recorder
@@ -55,12 +56,17 @@ class Claim(NamedTuple):
             restart of Redis, of which this process may not have been notified yet.
         ttl: Seconds for which the store is to keep the claim.
         least_ttl: Seconds for which it must.
+        secret: The store key of the secret that encrypts the ticket.
+        is_secret: Returns whether a value of that key, or None, is that secret. If it is not, the store has lost its
+            storage, and may have lost an earlier claim as well.
     """
 
     key: bytes
     negotiated: float
     ttl: float
     least_ttl: float
+    secret: bytes
+    is_secret: Callable[[bytes | None], bool]
 
 
 class Lookups:
@@ -124,9 +130,9 @@ class Lookups:
             blocking: Whether this thread makes the call.
 
         Returns:
-            The value if it was stored; otherwise None, and `replayed` if the key has another value or the store has
-            lost what it had when the ticket's session was negotiated, or `rejected` if the store keeps the value for
-            too short a time.
+            The value if it was stored; otherwise None, and `replayed` if the key has another value or the ticket is
+            from before a purge, `unknown-secret` if the store has lost its storage since, or `rejected` if the store
+            keeps the value for too short a time.
         """
         value = os.urandom(_CLAIM_BYTES)  # the same in a repetition, which so is the same claim
         return self._start(claim.key, lambda end: self._put(claim, value, end), seconds, blocking=blocking)
@@ -223,12 +229,16 @@ class Lookups:
         return result
 
     def _put(self, claim: Claim, value: bytes, end: float) -> LookupResult:
-        deadline = end - time.monotonic()
-        try:
-            kept = self._store.put(claim.key, value, claim.ttl, issued=claim.negotiated, pinned=True, deadline=deadline)
-        except AlreadyExists:
+        put = Put(claim.key, value, claim.ttl, claim.negotiated, pinned=True)
+        kept, found = self._store.batch([put, Get(claim.secret)], deadline=end - time.monotonic())
+        if isinstance(kept, AlreadyExists):
             return None, "replayed"
-        if kept >= claim.least_ttl:
+        for result in (kept, found):
+            if isinstance(result, StoreError):
+                raise result
+        if not claim.is_secret(found.value if isinstance(found, StoredSession) else None):
+            return None, "unknown-secret"
+        if isinstance(kept, float) and kept >= claim.least_ttl:
             return value, "store"
         if not self._warned:
             self._warned = True

@@ -24,14 +24,20 @@ class Removals:
 
     Args:
         clock: Unix seconds.
+        monotonic: Seconds that only go forward. No step of the clock ends a removal.
         most: How many removals are held.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time, most: int = MAX_REMOVALS) -> None:
-        self._clock, self._most = clock, most
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        most: int = MAX_REMOVALS,
+    ) -> None:
+        self._clock, self._monotonic, self._most = clock, monotonic, most
         self._lock = threading.RLock()  # the garbage collector may end a connection within add()
         self._ends: dict[bytes, float] = {}
-        self._swept_at = clock()
+        self._swept_at = monotonic()
         self.void_before = 0.0
         """Lineages that were negotiated before this time, in Unix seconds, are void."""
 
@@ -45,14 +51,14 @@ class Removals:
 
     def add(self, key: bytes, ttl: float) -> bool:
         """Hold a removal for `ttl` seconds; return False if there was no room, and all lineages so far are void."""
-        now = self._clock()
+        now = self._monotonic()
         with self._lock:
             if now - self._swept_at > _SWEEP_SECONDS or len(self._ends) >= self._most:
                 self._ends = {each: end for each, end in self._ends.items() if end > now}
                 self._swept_at = now
             if len(self._ends) >= self._most:
                 self._ends = {}
-                self.void_before = now
+                self.void_before = self._clock()
                 return False
             shortened = key[:_KEY_BYTES]
             self._ends[shortened] = max(self._ends.get(shortened, 0.0), now + ttl)

@@ -154,7 +154,12 @@ class SessionPolicy:
     def _make_tickets(self, options: TicketOptions, *, single_use: bool) -> Tickets:
         store = self._store.separate()  # which its thread closes when it ends
         secrets = TicketSecrets(
-            store, self._keyring, lifetime=self.lifetime, rotation=options.rotation, clock=self._clock
+            store,
+            self._keyring,
+            lifetime=self.lifetime,
+            rotation=options.rotation,
+            restores=not single_use,
+            clock=self._clock,
         )
         return Tickets(
             store,

@@ -6,6 +6,7 @@ the secrets of the present epoch, of the next one, and of all earlier ones whose
 
 from __future__ import annotations
 
+import hmac
 import logging
 import os
 import random as random_module
@@ -69,6 +70,8 @@ class TicketSecrets:
         keyring: Its first key seals new secrets, every key opens. It must seal.
         lifetime: Seconds that a ticket lives at most, 1 to 604,800.
         rotation: Length of an epoch in seconds, 1 to 604,800.
+        restores: Whether the present secret is stored again after the store has lost it. With tickets of a single use
+            it must not be: its presence proves that the store has not lost their uses.
         clock: Unix seconds.
         random: Returns a number from 0.0 to 1.0, which spreads the calls of a fleet.
 
@@ -83,6 +86,7 @@ class TicketSecrets:
         *,
         lifetime: int = 7200,
         rotation: int = DEFAULT_ROTATION,
+        restores: bool = True,
         clock: Callable[[], float] = time.time,
         random: Callable[[], float] = random_module.random,
     ) -> None:
@@ -91,7 +95,7 @@ class TicketSecrets:
         if not 1 <= rotation <= MAX_ROTATION:
             raise ValueError(f"rotation must be 1 to {MAX_ROTATION} seconds, not {rotation}")
         self._store, self._keyring, self._clock, self._random = store, keyring, clock, random
-        self._lifetime, self._rotation = int(lifetime), int(rotation)
+        self._lifetime, self._rotation, self._restores = int(lifetime), int(rotation), restores
         self.margin = self._rotation
         """Seconds by which the clock of another frontend may be behind, for what must outlive a ticket there."""
         self._by_name: dict[bytes, TicketSecret] = {}
@@ -159,6 +163,19 @@ class TicketSecrets:
             self._drop(secret)
             self._loaded = False
             self._generations.clear()  # the same addresses are free again, at all frontends
+
+    def is_stored_as(self, secret: TicketSecret, value: bytes | None) -> bool:
+        """Return whether the store's value at the address of a secret is that secret; if not, the next step compares.
+
+        Args:
+            secret: A secret.
+            value: The value; None if the store has none.
+        """
+        opened = self._open(Address(secret.fleet_key, secret.epoch), secret.address, value) if value else None
+        if opened and hmac.compare_digest(opened.secret, secret.secret):
+            return True
+        self.recheck()
+        return False
 
     def recheck(self) -> None:
         """Compare the present secret with the store's in the next step: the store may have lost its own."""
@@ -273,7 +290,7 @@ class TicketSecrets:
         found = self._fetch([address]).get(address)
         if found:
             self._agreed[own.epoch.start] = found
-        elif address not in self._put([own]):
+        elif not self._restores or address not in self._put([own]):
             self._drop(own)
             self._agree([own.epoch._replace(generation=0)], [])
 
@@ -318,21 +335,25 @@ class TicketSecrets:
 
     def _fetch(self, addresses: Sequence[Address]) -> dict[Address, TicketSecret]:
         """Get the secrets at addresses, hold those that can be opened, and return them."""
-        namespace, now = self._store.namespace, self._clock()
-        keys = [address_of(namespace, *each) for each in addresses]
+        keys = [address_of(self._store.namespace, *each) for each in addresses]
         found = {}
         for address, key, result in zip(addresses, keys, self._call([Get(key) for key in keys]), strict=True):
             if isinstance(result, StoreError):
                 raise result
-            if isinstance(result, StoredSession):
-                try:
-                    plaintext, not_after = unseal([address.fleet_key], key, result.value, now)
-                    secret = TicketSecret.decode(namespace, *address, plaintext, not_after)
-                except UnsealError as error:
-                    _log.warning("namespace %s: a ticket secret in the store is %s", namespace, error)
-                    continue
+            secret = self._open(address, key, result.value) if isinstance(result, StoredSession) else None
+            if secret:
                 found[address] = self._by_name.setdefault(secret.name, secret)
         return found
+
+    def _open(self, address: Address, key: bytes, value: bytes) -> TicketSecret | None:
+        """Return the secret in a value of the store; None, with a line in the log, if it cannot be opened."""
+        namespace = self._store.namespace
+        try:
+            plaintext, not_after = unseal([address.fleet_key], key, value, self._clock())
+            return TicketSecret.decode(namespace, *address, plaintext, not_after)
+        except UnsealError as error:
+            _log.warning("namespace %s: a ticket secret in the store is %s", namespace, error)
+            return None
 
     def _call(self, operations: Sequence[Operation]) -> list[Result]:
         return self._store.batch(operations, deadline=_DEADLINE) if operations else []

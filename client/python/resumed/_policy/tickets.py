@@ -16,13 +16,15 @@ import os
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from resumed._client.store import Remove
 from resumed._crypto.store_key import StoreKeys
+from resumed._crypto.ticket_secret import NAME_BYTES
 from resumed._crypto.ticket_state import LINEAGE_BYTES, TicketState, hash_name
 from resumed._exceptions import StoreError
-from resumed._policy.lookups import Claim
+from resumed._policy.lookups import Claim, completed_future
 from resumed._policy.removals import Removals
 from resumed._policy.ticket_secrets import DEFAULT_ROTATION
 from resumed._process.fork import register_after_fork
@@ -123,7 +125,7 @@ class Tickets:
         self._lifetime, self._grace, self._clock, self._monotonic = lifetime, grace, clock, monotonic
         self._lineage_keys = StoreKeys(store.namespace, "ticket-lineage")
         self._use_keys = StoreKeys(store.namespace, "ticket-use")
-        self.removals = Removals(clock)
+        self.removals = Removals(clock, monotonic)
         self._live_at = float("-inf")  # when the removals were complete
         self._holding_over = False
         self._own: dict[bytes, int] = {}  # the last removals of this process, with their ends
@@ -291,8 +293,20 @@ class Tickets:
         known = handshake.result_for(head)
         if known is not None:
             return known
+        secret = self.held_secret(head[:NAME_BYTES])
+        if secret is None:  # dropped since it opened the ticket
+            return completed_future((None, "unknown-secret"))
         remaining = self.remaining(state)
-        claim = Claim(self._use_keys.key(head), state.negotiated, remaining + self._secrets.margin, remaining)
+        # If a step of the store's clock ends the claim, it has ended the secret before.
+        ttl = max(remaining + self._secrets.margin, secret.not_after - self._clock())
+        claim = Claim(
+            self._use_keys.key(head),
+            state.negotiated,
+            ttl,
+            remaining,
+            secret.address,
+            partial(self._secrets.is_stored_as, secret),
+        )
         return handshake.look_up(
             head,
             lambda seconds, blocking: self._lookups.claim(claim, seconds, blocking=blocking),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from resumed_server.cli.options import AsJson
+from resumed_server.cli.options import AsJson, parse_option
 from resumed_server.config.types import Address, Duration
 from resumed_server.errors import ExitStatus, UserError
 
@@ -99,14 +99,14 @@ def bench(
     """
     if ca is not None and insecure:
         raise UserError("--ca and --insecure contradict each other; give one of them")
-    addresses = list(dict.fromkeys(_parse("TARGET", target, _address) for target in targets))
+    addresses = list(dict.fromkeys(parse_option("TARGET", target, _address) for target in targets))
     plan = Plan(
         endpoints=tuple(_resolve(address) for address in addresses),
         server_name=sni or addresses[0].host,
         version=tls.value if tls else None,
-        send=_parse("--send", send, _unescape),
+        send=parse_option("--send", send, _unescape),
         share=resume / 100,
-        seconds=None if count else _parse("--duration", duration, _duration),
+        seconds=None if count else parse_option("--duration", duration, _duration),
         count=count,
         clients=clients,
         connections=connections,
@@ -124,13 +124,6 @@ def bench(
         _show(report, plan)
     if tally.failures:
         raise typer.Exit(ExitStatus.FAILED)
-
-
-def _parse(name: str, text: str, parse: Any) -> Any:
-    try:
-        return parse(text)
-    except ValueError as problem:
-        raise UserError(f"{name}: {problem}") from None
 
 
 def _address(text: str) -> Address:

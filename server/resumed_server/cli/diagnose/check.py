@@ -119,7 +119,7 @@ class RoundTrip:
             "health": self._health,
             "seal and Put": self._put,
             "Get and open": self._get,
-            "Put again": self._put_again,
+            "Put again": lambda: self._store_session(self._key),
             "Put another value": self._put_another,
             "Take": self._take,
             "Take again": self._take_again,
@@ -184,9 +184,6 @@ class RoundTrip:
         now = time.time()
         self._key = resumed.StoreKeys(self._namespace).key(self.keyring.issue_id(self._namespace, now))
         self._value = self.keyring.seal(self._key, os.urandom(200), int(now + TTL) + 1)
-        return self._store_session(self._key)
-
-    def _put_again(self) -> str:
         return self._store_session(self._key)
 
     def _get(self) -> str:

@@ -18,6 +18,7 @@ from resumed_server.cli.diagnose.frontend_client import SslClient, Tls13Client, 
 from resumed_server.cli.diagnose.issued_session import STORED_SECONDS, SessionReader, explain_difference
 from resumed_server.cli.diagnose.validity import validity
 from resumed_server.cli.diagnosis import Failure
+from resumed_server.cli.options import parse_option
 from resumed_server.config.types import Address
 from resumed_server.errors import UserError
 
@@ -70,10 +71,7 @@ class FrontendChecks:
         Raises:
             UserError: `frontend` is not host:port.
         """
-        try:
-            address = Address.parse(frontend)
-        except ValueError as error:
-            raise UserError(f"--frontend: {error}") from None
+        address = parse_option("--frontend", frontend, Address.parse)
         if address.path:
             raise UserError(f"--frontend: {frontend} is a socket; give host:port")
         # A session resumes for the same server name only, so all frontends are visited with that of the first.

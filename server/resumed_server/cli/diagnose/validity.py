@@ -20,7 +20,7 @@ def validity(certificate: x509.Certificate) -> str:
 
     Raises:
         Failure: It is not valid now.
-        Warned: It expires within SOON_DAYS.
+        CheckWarning: It expires within SOON_DAYS.
     """
     now, end = datetime.now(timezone.utc), certificate.not_valid_after_utc
     if certificate.not_valid_before_utc > now:

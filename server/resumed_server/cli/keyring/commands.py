@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resumed_server.cli.keyring.file import KeyringFile, now
-from resumed_server.cli.options import AsJson, print_change
+from resumed_server.cli.options import AsJson, parse_option, print_change
 from resumed_server.config.types import Duration
 from resumed_server.errors import ExitStatus, UserError
 
@@ -72,7 +72,7 @@ def promote(
     key = keyring.find_key(key_id) if key_id else _only(keyring, [key for key in keyring.keys if _is_new(key, first)])
     if key is first:
         raise UserError(f"{key.id} is the first key of {file} already")
-    left = _duration("--wait", wait) - _age(key.made)
+    left = parse_option("--wait", wait, Duration.parse) - _age(key.made)
     if left > 0 and not force:
         raise UserError(
             f"{key.id} is only {_ago(key.made)} old: a frontend without it could not open the sessions of others; "
@@ -125,7 +125,8 @@ def retire(
                 f"{file} does not record until when {key.id} sealed; give --force if that is longer ago than the "
                 "lifetime of sessions"
             )
-        left = _duration("--lifetime", lifetime) + _duration("--wait", wait) - _age(key.until)
+        kept = parse_option("--lifetime", lifetime, Duration.parse) + parse_option("--wait", wait, Duration.parse)
+        left = kept - _age(key.until)
         if left > 0:
             raise UserError(
                 f"{key.id} sealed until {_ago(key.until)} ago, and sessions from that time may live another "
@@ -152,13 +153,6 @@ def _only(keyring: KeyringFile, candidates: list[Key]) -> Key:
             else f"{keyring.path} has only one key: add one with `resumed keygen --append {keyring.path}`"
         )
     return candidates[0]
-
-
-def _duration(option: str, text: str) -> float:
-    try:
-        return Duration.parse(text)
-    except ValueError as error:
-        raise UserError(f"{option}: {error}") from None
 
 
 def _age(since: datetime | None) -> float:
@@ -188,9 +182,6 @@ def _describe_all(keyring: KeyringFile) -> list[dict[str, Any]]:
 
 
 def _describe(key: Key, *, first: bool) -> dict[str, Any]:
-    times = {name: value and f"{value:%Y-%m-%dT%H:%M:%SZ}" for name, value in _times(key).items()}
-    return {"id": key.id, "seals": first, "age_seconds": _age(key.made) if key.made else None, **times}
-
-
-def _times(key: Key) -> dict[str, datetime | None]:
-    return {"made": key.made, "sealing_since": key.since, "sealing_until": key.until}
+    times = {"made": key.made, "sealing_since": key.since, "sealing_until": key.until}
+    texts = {name: time and f"{time:%Y-%m-%dT%H:%M:%SZ}" for name, time in times.items()}
+    return {"id": key.id, "seals": first, "age_seconds": _age(key.made) if key.made else None, **texts}

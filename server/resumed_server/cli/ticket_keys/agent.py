@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -17,7 +17,7 @@ from resumed_server.cli.ticket_keys.outputs import OutputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from resumed._crypto.ticket_secret import TicketSecret
+    from resumed._policy.ticket_secrets import TicketSecrets
     from resumed_server.cli.ticket_keys.key_set import KeySchedule, KeySet
     from resumed_server.cli.ticket_keys.outputs import Output
     from resumed_server.cli.ticket_keys.reload import ReloadCommand
@@ -28,19 +28,6 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 """Bounds of the seconds between two steps. A revocation waits for the next step, and liveness needs steps."""
 
 log = structlog.get_logger()
-
-
-class Secrets(Protocol):
-    """The agreement of a fleet on its ticket secrets."""
-
-    def step(self) -> float:
-        """Make the calls that are due; return the seconds until the next step."""
-
-    def held(self, now: float) -> Sequence[TicketSecret]:
-        """Return the secrets that have not ended."""
-
-    def current(self, now: float) -> tuple[TicketSecret, bool] | None:
-        """Return the secret that encrypts, and whether it is of an ended epoch; None if there is none."""
 
 
 @dataclass
@@ -119,7 +106,7 @@ class Agent:
 
     def __init__(
         self,
-        secrets: Secrets,
+        secrets: TicketSecrets,
         schedule: KeySchedule,
         outputs: Sequence[Output],
         *,

@@ -15,7 +15,7 @@ import typer
 import resumed
 from resumed._crypto.ticket_secret import MAX_ROTATION
 from resumed._policy.ticket_secrets import TicketSecrets
-from resumed_server.cli.options import Target, logs_start_errors
+from resumed_server.cli.options import Target, logs_start_errors, parse_option
 from resumed_server.cli.ticket_keys.agent import Agent
 from resumed_server.cli.ticket_keys.key_files import verify_directory
 from resumed_server.cli.ticket_keys.key_set import KeySchedule, create_temporary
@@ -26,7 +26,7 @@ from resumed_server.cli.ticket_keys.reload import ReloadCommand
 from resumed_server.cli.ticket_keys.revocations import Revocations
 from resumed_server.cli.tls_options import TlsOptions, takes_tls
 from resumed_server.config.patterns import is_namespace
-from resumed_server.config.types import Address, Duration
+from resumed_server.config.types import Address, Duration, choice_parser
 from resumed_server.errors import UserError
 from resumed_server.lifecycle.health import LIVENESS, is_alive
 from resumed_server.lifecycle.listeners import reserve_addresses
@@ -157,8 +157,8 @@ def ticket_keys(
     for option, value in (("--apache", apache), ("--hitch", hitch)):
         if value is not None:
             raise UserError(f"{option}: {_REFUSED[option]}")
-    _verify_choices({"--log-format": (log_format, ("json", "console"))})
-    _verify_choices({"--log-level": (log_level, ("debug", "info", "warning", "error"))})
+    parse_option("--log-format", log_format, choice_parser("json", "console"))
+    parse_option("--log-level", log_level, choice_parser("debug", "info", "warning", "error"))
     if not is_namespace(namespace):
         raise UserError(f"--namespace: {namespace!r} is not 1 to 63 characters of [a-z0-9.-]")
     seconds = int(_seconds("--rotation", rotation, 1, MAX_ROTATION))
@@ -216,12 +216,6 @@ def _prepare_process(log_format: str, log_level: str) -> None:
     os.umask(0o077)  # only this user may read the keys, or connect to the socket of SDS
 
 
-def _verify_choices(given: dict[str, tuple[str, Sequence[str]]]) -> None:
-    for option, (value, choices) in given.items():
-        if value not in choices:
-            raise UserError(f"{option}: {value!r} is none of {', '.join(choices)}")
-
-
 def _seconds(option: str, text: str, low: float, high: float) -> float:
     try:
         seconds = float(text) if text.replace(".", "", 1).isdigit() else Duration.parse(text)
@@ -270,10 +264,7 @@ def _keyring(file: str) -> resumed.Keyring:
 
 
 def _address(option: str, text: str) -> Address:
-    try:
-        address = Address.parse(text)
-    except ValueError as error:
-        raise UserError(f"{option}: {error}") from None
+    address = parse_option(option, text, Address.parse)
     if option == "--sds" and not address.path:
         raise UserError(f"--sds: {text} is no unix socket; give unix:PATH, because the keys are not encrypted there")
     if option == "--metrics-listen" and address.path:

@@ -30,10 +30,6 @@ class AgentMetrics(Collector):
         self._store, self._agent, self._discovery = store, agent, discovery
         self._namespace = store.namespace
 
-    def describe(self) -> Iterator[Metric]:
-        """Return nothing: no other collector of the registry could have metrics of the same names."""
-        yield from ()
-
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         status = self._agent.status

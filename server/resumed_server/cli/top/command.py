@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from resumed_server.cli.options import parse_option
 from resumed_server.cli.top.metrics_client import Period, Scrape, Unreachable, endpoints, scrape_all
 from resumed_server.cli.top.view import build_view
 from resumed_server.config.types import Duration
@@ -44,10 +45,7 @@ def top(
     ] = False,
 ) -> None:
     """Watch stores and frontends: rates, hit rates, foreign hits and latencies, by namespace and worker."""
-    try:
-        seconds = Duration.parse(interval)
-    except ValueError as error:
-        raise UserError(f"--interval: {error}") from None
+    seconds = parse_option("--interval", interval, Duration.parse)
     if not 0.1 <= seconds <= 3600:  # noqa: PLR2004 - the range in the error
         raise UserError(f"--interval: {interval} is outside 100ms to 1h")
     console = Console(soft_wrap=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from google.rpc.code_pb2 import Code
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -16,10 +16,11 @@ from resumed_server.observability.metrics.recorder import BOUNDS, OUTCOMES
 from resumed_server.observability.native_log import REASONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from prometheus_client import Metric
 
+    from resumed_server.limits.enforcer import LimitEnforcer
     from resumed_server.observability.metrics.shared_segment import MetricsSegment
 
 STALE_SECONDS = 5.0
@@ -55,15 +56,11 @@ class MetricsCollector(Collector):
         segment: MetricsSegment,
         build: Mapping[str, str],
         capacity: int = 0,
-        enforcer: HasUses | None = None,
+        enforcer: LimitEnforcer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._segment, self._capacity, self._enforcer, self._clock = segment, capacity, enforcer, clock
         self._build = {"version": version("resumed"), **build}
-
-    def describe(self) -> Iterator[Metric]:
-        """Return nothing: no other collector of the registry could have metrics of the same names."""
-        yield from ()
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
@@ -144,13 +141,6 @@ def _by_limit(
     for key, value in values.items():
         family.add_metric(key, value)
     return family
-
-
-class HasUses(Protocol):
-    """Such as limits.enforcer.LimitEnforcer."""
-
-    def uses(self, namespaces: Iterable[str]) -> Iterable[tuple[str, str, int, int | None]]:
-        """Return the subject, name, amount and use of each limit."""
 
 
 def _calls(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:

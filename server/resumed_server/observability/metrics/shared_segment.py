@@ -51,7 +51,7 @@ class MetricsSegment:
         if len(self._names) == MAX_NAMESPACES:
             return False
         with self._lock, self._lock_file():
-            self._names = names = set(self._read_names())
+            self._names = names = set(self.namespaces())
             if namespace in names or len(names) == MAX_NAMESPACES:
                 return namespace in names
             start = len(names) * _NAME_BYTES
@@ -61,7 +61,9 @@ class MetricsSegment:
 
     def namespaces(self) -> list[str]:
         """Return the registered namespaces."""
-        return self._read_names()
+        table = self._memory[: self._names_bytes]
+        names = (table[start : start + _NAME_BYTES].rstrip(b"\0") for start in range(0, len(table), _NAME_BYTES))
+        return [name.decode() for name in names if name]
 
     def write(self, worker: int, figures: Mapping[str, Any]) -> None:
         """Replace the figures of a worker, which is the only process that may write them.
@@ -90,11 +92,6 @@ class MetricsSegment:
             yield
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
-
-    def _read_names(self) -> list[str]:
-        table = self._memory[: self._names_bytes]
-        names = (table[start : start + _NAME_BYTES].rstrip(b"\0") for start in range(0, len(table), _NAME_BYTES))
-        return [name.decode() for name in names if name]
 
     def _slots(self, worker: int) -> list[tuple[int, bytes]]:
         """Return the sequence number and content of the valid slots of a worker."""

@@ -18,6 +18,8 @@ from resumed_server.storage.engine import EngineError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from resumed_server.auth.tls import ServerCertificates
+    from resumed_server.config.reloading_file import Followed
     from resumed_server.observability.metrics.shared_segment import MetricsSegment
     from resumed_server.storage.engine import Engine
     from resumed_server.storage.expiry import Sweeper
@@ -30,38 +32,6 @@ class HasReadiness(Protocol):
     @property
     def ready(self) -> bool:
         """Whether the storage responds."""
-
-
-class Certificates(Protocol):
-    """Such as auth.tls.ServerCertificates."""
-
-    @property
-    def begins(self) -> float:
-        """When the validity of the certificate begins, in Unix seconds."""
-
-    @property
-    def expires(self) -> float:
-        """When it ends."""
-
-    @property
-    def handshakes(self) -> int:
-        """Number of handshakes that clients have begun."""
-
-
-class ReloadedFile(Protocol):
-    """Such as config.reloading_file.Followed."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def reload_succeeded(self) -> bool:
-        """Whether its present content could be used."""
-
-    @property
-    def reloaded_at(self) -> float:
-        """Time of the last successful reload, in Unix seconds."""
 
 
 REPORT_SECONDS = 0.2
@@ -98,8 +68,8 @@ class WorkerMetrics:
         engine: Engine,
         *,
         readiness: HasReadiness,
-        certificates: Certificates | None = None,
-        files: Sequence[ReloadedFile] = (),
+        certificates: ServerCertificates | None = None,
+        files: Sequence[Followed[Any]] = (),
         count_connections: Callable[[], int | None] = lambda: None,
         max_connections: int = 0,
         clock: Callable[[], float] = time.monotonic,

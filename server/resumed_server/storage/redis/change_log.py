@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.crc import key_slot
 
-from resumed_server.storage.engine import EngineError
 from resumed_server.storage.redis.script_loader import load_script
 from resumed_server.storage.redis.topology import SlotsMoving
 
@@ -136,9 +135,7 @@ class ChangeLog:
         stream = self._streams[0]
         node = self._nodes.node_for(stream)
         added = ("XADD", stream, "NOMKSTREAM", "MAXLEN", "~", MOST_CHANGES, "*")
-        for answer in self._nodes.execute(node, [(*added, what, key) for key, what in changes]):
-            if isinstance(answer, EngineError):
-                raise answer
+        self._nodes.query(node, [(*added, what, key) for key, what in changes])
 
     def refresh_placement(self) -> None:
         """Query the placement of the streams on the nodes again."""
@@ -216,11 +213,11 @@ class ChangeLog:
         return places
 
     def _evaluate(self, node: str, script: str, key: bytes, *arguments: Any) -> Any:
-        (answer,) = self._nodes.execute(node, [("EVAL", script, 1, key, *arguments)])
-        if isinstance(answer, EngineError):
-            if isinstance(answer, SlotsMoving):
-                self.refresh_placement()
-            raise answer
+        try:
+            (answer,) = self._nodes.query(node, [("EVAL", script, 1, key, *arguments)])
+        except SlotsMoving:
+            self.refresh_placement()
+            raise
         return answer
 
 

@@ -359,9 +359,7 @@ class RedisEngine(Engine):
 
     def _verify_writable(self, node: str) -> None:
         """Raise EngineUnavailable if a node refuses scripts that may write, as those of all operations."""
-        (answer,) = self._nodes.execute(node, [("EVAL", load_script("probe"), 0)])
-        if isinstance(answer, EngineError):
-            raise answer
+        self._nodes.query(node, [("EVAL", load_script("probe"), 0)])
 
     def _verify(self, info: Mapping[str, Any]) -> None:
         """Raise EngineUnavailable if a server with this INFO cannot be used."""

@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.storage.engine import EngineError, EngineUnavailable, NamespacePurged, NamespaceUsage
+from resumed_server.storage.engine import EngineUnavailable, NamespacePurged, NamespaceUsage
 from resumed_server.storage.redis.admission import (
     COUNTER,
     EPOCH_DIGITS,
@@ -61,7 +61,7 @@ class Purges:
         """Return the mark of a namespace; it sorts before every time if there is no mark."""
         stream = self._log.first_stream
         keys = state_key(stream), stream + namespace.encode()
-        state, mark = self._execute(self._nodes.node_for(stream), [("GET", key) for key in keys])
+        state, mark = self._nodes.query(self._nodes.node_for(stream), [("GET", key) for key in keys])
         return _latest(state or b"", mark or b"")
 
     def set(self, namespace: str, issued_before: float | None) -> tuple[float, bool]:
@@ -77,7 +77,7 @@ class Purges:
         # The latest clock of all nodes, plus 1 µs: every session that is stored already was issued before.
         now = counter = 0
         for node, streams in self._log.streams().items():
-            time_of, *states = self._execute(node, [("TIME",), *(("GET", state_key(stream)) for stream in streams)])
+            time_of, *states = self._nodes.query(node, [("TIME",), *(("GET", state_key(stream)) for stream in streams)])
             now = max(now, int(time_of[0]) * 1_000_000 + int(time_of[1]) + 1)
             counter = max(counter, *(int(state[COUNTER]) for state in states if state), 0)
         if issued_before is None:
@@ -92,7 +92,7 @@ class Purges:
             ]
             if self._url.wait_replicas:
                 commands.append(("WAIT", self._url.wait_replicas, int(self._url.timeout * 1000)))
-            answers = self._execute(node, commands)
+            answers = self._nodes.query(node, commands)
             if self._url.wait_replicas and answers.pop() < self._url.wait_replicas:
                 raise EngineUnavailable(
                     f"fewer than {self._url.wait_replicas} replicas of Redis have acknowledged the purge"
@@ -110,7 +110,7 @@ class Purges:
         mark = state = b""
         age = math.inf
         for node, streams in self._log.streams().items():
-            ((here, age_here, state_here),) = self._execute(
+            ((here, age_here, state_here),) = self._nodes.query(
                 node, [("EVAL", load_script("last_purge"), 0, namespace, *streams)]
             )
             mark, state, age = _latest(mark, here), _latest(state, state_here), min(age, age_here / 1000)
@@ -119,7 +119,7 @@ class Purges:
             return None
         if mark[TIME_DIGITS:] > _digits(0, EPOCH_DIGITS):  # a purge without a time
             return NamespacePurged(namespace, None, cutoff)
-        (now,) = self._execute(self._nodes.node_for(self._log.first_stream), [("TIME",)])
+        (now,) = self._nodes.query(self._nodes.node_for(self._log.first_stream), [("TIME",)])
         purged_at = int(now[0]) + int(now[1]) / 1e6 - age if _seconds(mark) else cutoff
         return NamespacePurged(namespace, cutoff, purged_at)
 
@@ -178,19 +178,14 @@ class Purges:
                 return b"0", ()
             arguments = (cursor, pattern, count, self._prefix, int(deletes), *streams[:2])
             try:
-                (answer,) = self._execute(node, [("EVAL", load_script("scan_namespaces"), 1, streams[0], *arguments)])
+                (answer,) = self._nodes.query(
+                    node, [("EVAL", load_script("scan_namespaces"), 1, streams[0], *arguments)]
+                )
             except SlotsMoving:
                 self._log.refresh_placement()
             else:
                 return answer[0], answer[1:]
         raise EngineUnavailable(f"the slots of Redis at {node} are moving")
-
-    def _execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        answers = self._nodes.execute(node, commands)
-        for answer in answers:
-            if isinstance(answer, EngineError):
-                raise answer
-        return answers
 
 
 def time_text(seconds: float) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from resumed_server.storage.engine import EngineError
 from resumed_server.storage.redis.script_loader import load_script
 from resumed_server.storage.redis.topology import SlotsMoving
 
@@ -88,9 +87,7 @@ class Removals:
                 self.will_change(namespace)
 
     def _evaluate(self, node: str, name: str, keys: int, *arguments: Any) -> Any:
-        (answer,) = self._nodes.execute(node, [("EVAL", load_script(name), keys, *arguments)])
-        if isinstance(answer, EngineError):
-            raise answer
+        (answer,) = self._nodes.query(node, [("EVAL", load_script(name), keys, *arguments)])
         return answer
 
 

@@ -106,6 +106,14 @@ class RedisTopology(ABC):
                 answers[position] = self._translate(answer, node, backoff)
         return answers
 
+    def query(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Do the same as execute(), and raise the first EngineError of an answer."""
+        answers = self.execute(node, commands)
+        for answer in answers:
+            if isinstance(answer, EngineError):
+                raise answer
+        return answers
+
     def primary_infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
         """Yield every primary, and a function that returns its INFO, regardless of the backoff.
 
@@ -251,13 +259,7 @@ class _SingleServer(RedisTopology):
         self._client.connection_pool.disconnect()
 
     def _execute(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:  # noqa: ARG002
-        if len(commands) == 1:
-            return [_answer(self._client.execute_command, *commands[0])]
-        with self._client.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            answers: list[Any] = pipeline.execute(raise_on_error=False)
-        return answers
+        return _send(self._client, commands)
 
     def _pools(self) -> Iterable[Any]:
         return [self._client.connection_pool]
@@ -301,13 +303,7 @@ class _Cluster(RedisTopology):
         target = client.get_node(node_name=node)
         if target is None:
             raise redis.ConnectionError
-        if len(commands) == 1:
-            return [_answer(client.execute_command, *commands[0], target_nodes=target)]
-        with client.pipeline() as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command, target_nodes=target)
-            answers: list[Any] = pipeline.execute(raise_on_error=False)
-        return answers
+        return _send(client, commands, target_nodes=target)
 
     def _pools(self) -> Iterable[Any]:
         nodes = self._cluster_client.get_nodes() if self._cluster_client else []
@@ -431,12 +427,18 @@ def _hash(script: str) -> str:
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
-def _answer(execute: Callable[..., Any], *command: Any, **options: Any) -> Any:
-    """Return the answer to a command, or the error that Redis answered, as a pipeline does."""
-    try:
-        return execute(*command, **options)
-    except redis.ResponseError as error:
-        return error
+def _send(client: Any, commands: Sequence[Sequence[Any]], **options: Any) -> list[Any]:
+    """Return the answer to each command, or the error that Redis answered; one command needs no pipeline."""
+    if len(commands) == 1:
+        try:
+            return [client.execute_command(*commands[0], **options)]
+        except redis.ResponseError as error:
+            return [error]
+    with client.pipeline(transaction=False) as pipeline:
+        for command in commands:
+            pipeline.execute_command(*command, **options)
+        answers: list[Any] = pipeline.execute(raise_on_error=False)
+    return answers
 
 
 def _verify_readable(path: Path | None) -> None:

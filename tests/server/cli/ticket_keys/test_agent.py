@@ -51,7 +51,7 @@ class Rig:
         self.clock, self.secrets = Clock(150.0), Secrets(SECRETS[:secrets])
         self.output, self.reload = Recorded(keys=keys, needs_reload=needs_reload), Reload()
         self.agent = Agent(
-            self.secrets,
+            self.secrets,  # type: ignore[arg-type]
             KeySchedule(LEAD),
             [self.output],
             create_temporary=lambda now: create_temporary("shop", now, ROTATION, LIFETIME),
