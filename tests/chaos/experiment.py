@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from chaos.rig import Place
-from chaos.traffic import TAKEN, WINDOW, Traffic
+from chaos.traffic import WINDOW, Traffic
 
 if TYPE_CHECKING:
     import contextlib
@@ -54,15 +54,15 @@ class Fault:
         scenario: Sets the fault up.
         loses: The possible losses beside the resumptions during the fault.
         hindrance: Returns the reason if the fault cannot be set up on this machine.
-        forgets_uses: Whether the store may forget the use of a ticket while it keeps the ticket's secret: it evicts
-            values, or its clock is set forward.
+        forgets_tickets: Whether the store may forget the removal or the use of a ticket while it keeps the ticket's
+            secret: it evicts values, or its clock is set back and forward again.
     """
 
     name: str
     scenario: Scenario
     loses: str
     hindrance: Callable[[], str | None] = lambda: None
-    forgets_uses: bool = False
+    forgets_tickets: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,7 @@ class Outcome:
     def broken(self) -> list[str]:
         """The promises that were broken."""
         traffic = self.traffic
-        may_repeat = self.tickets and self.fault.forgets_uses
-        wrong = [each for each in traffic.wrong if not (may_repeat and each.startswith(TAKEN))]
+        wrong = [] if self.tickets and self.fault.forgets_tickets else traffic.wrong
         promises = {
             f"{len(traffic.failures)} handshakes failed: {traffic.failures[:3]}": not traffic.failures,
             f"{len(wrong)} resumptions too many: {wrong[:3]}": not wrong,

@@ -174,6 +174,6 @@ LMDB = [
     Fault("network to the server silent", frontend_network_silent, NOTHING),
     Fault("disk full", disk_full, f"{REFUSED}, removals sent during the fault", hindrance=_only_root),
     Fault("server's clock 3 h forth", clock_forth, ENDED),
-    Fault("server's clock 3 h back", clock_back, NOTHING, forgets_uses=True),
+    Fault("server's clock 3 h back", clock_back, NOTHING, forgets_tickets=True),
     Fault("a frontend's clock 3 h forth", frontend_clock_forth, "on that frontend, what seems past its end"),
 ]

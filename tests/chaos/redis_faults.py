@@ -264,13 +264,13 @@ REDIS = [
     Fault("Redis frozen", redis_frozen, NOTHING),
     Fault("Redis cannot save its snapshot", redis_without_snapshots, NOTHING),
     Fault("Redis' clock 3 h forth", redis_clock(CLOCK_STEP), ENDED, hindrance=_no_libfaketime),
-    Fault("Redis' clock 3 h back", redis_clock(-CLOCK_STEP), NOTHING, _no_libfaketime, forgets_uses=True),
+    Fault("Redis' clock 3 h back", redis_clock(-CLOCK_STEP), NOTHING, _no_libfaketime, forgets_tickets=True),
     *(
         Fault(
             f"Redis full, {policy}",
             redis_full(policy),
             REFUSED if policy == "noeviction" else EVICTED,
-            forgets_uses=policy != "noeviction",
+            forgets_tickets=policy != "noeviction",
         )
         for policy in POLICIES
     ),

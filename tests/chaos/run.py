@@ -69,7 +69,7 @@ def told(outcome: Outcome) -> list[str]:
 def lost(outcome: Outcome) -> str:
     """Return the possible losses."""
     if outcome.tickets:
-        return "uses of tickets" if outcome.fault.forgets_uses else ""
+        return "removals and uses of tickets" if outcome.fault.forgets_tickets else ""
     return outcome.fault.loses
 
 

@@ -46,9 +46,6 @@ BACK = 0.95
 WINDOW = 1.0
 """Seconds over which this share is measured."""
 
-TAKEN = "taken"
-"""How a session of a single use ended."""
-
 _PAUSE = 0.25
 _BAD_RECORD = b"\x17\x03\x03\x00\x40" + bytes(64)
 _RECHECKED = 60
@@ -151,7 +148,7 @@ class Traffic:
         with self._lock:
             spent = list(self.spent)
         spent = [
-            (how, ticket) for how, ticket in spent if how == TAKEN or ticket.ended < time.monotonic() - self._delay
+            (how, ticket) for how, ticket in spent if how == "taken" or ticket.ended < time.monotonic() - self._delay
         ]
         for how, ticket in random.sample(spent, min(count, len(spent))):
             for port in ticket.ports:
@@ -214,7 +211,7 @@ class Traffic:
                 waiting.append(self._visit(client, here).session)
                 session = waiting.popleft()
                 if self._visit(client, there, session).resumed:
-                    self._spend(TAKEN, Ticket(client, session, self._rig.once))
+                    self._spend("taken", Ticket(client, session, self._rig.once))
             if self._enough.wait(_PAUSE):
                 return
 
@@ -228,7 +225,7 @@ class Traffic:
         """Record that a session must not resume any more, and try it."""
         with self._lock:
             self.spent.append((how, ticket))
-        if how == TAKEN or not self._delay:
+        if how == "taken" or not self._delay:
             self._offer_spent(how, ticket, random.choice(ticket.ports))
 
     def _offer_spent(self, how: str, ticket: Ticket, port: int) -> None:

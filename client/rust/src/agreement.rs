@@ -67,6 +67,9 @@ pub(crate) struct Agreement {
     addresses: StoreKeys,
     rotation: u32,
     lifetime: u64,
+    /// Whether the secret of the present epoch is stored again after the store has lost it. Not with single use, where its presence proves
+    /// that the store has not lost the uses of its tickets.
+    restores: bool,
     clock: Arc<dyn Clock>,
     /// Never locked, so that a forked child finds them whole.
     secrets: ArcSwap<Secrets>,
@@ -164,6 +167,7 @@ impl Agreement {
             addresses: ticket_secret::addresses(&options.namespace),
             rotation: u32::try_from(options.rotation.as_secs()).unwrap_or(u32::MAX),
             lifetime: options.lifetime.as_secs(),
+            restores: !options.single_use,
             clock,
             secrets: ArcSwap::default(),
             purged_before: AtomicU64::new(0),
@@ -222,6 +226,19 @@ impl Agreement {
         self.drop_unless(|secret| !all && secret.created >= before);
         self.plan().begun = false;
         self.wake.notify_one();
+    }
+
+    /// Returns whether the store's value at the address of a secret, empty if there is none, is that secret. If not, [`Self::recheck`].
+    pub(crate) fn is_stored_as(&self, secret: &TicketSecret, value: &[u8]) -> bool {
+        let keys = self.keyring.current();
+        let same = keys.iter().find(|key| key.id == secret.key_id).is_some_and(|key| {
+            TicketSecret::open(&self.namespace, key, secret.address, secret.epoch, value, self.now())
+                .is_ok_and(|stored| stored.name() == secret.name())
+        });
+        if !same {
+            self.recheck();
+        }
+        same
     }
 
     /// Compares the secret of the present epoch with the store's soon: the store may have lost its own.
@@ -408,7 +425,15 @@ impl Agreement {
             match contents {
                 Contents::Secret(secret) if self.hold(&secret, target.purpose) => target.done = true,
                 Contents::Secret(_) | Contents::Unusable => target.advance(candidate)?,
-                Contents::Nothing => target.candidates[candidate].absent = true,
+                Contents::Nothing => {
+                    let address = self.address(keys, target, candidate);
+                    if !self.restores && self.at(&address).is_some() {
+                        // The next step agrees on another one, from the first generation on.
+                        self.drop_address(&address);
+                        target.done = true;
+                    }
+                    target.candidates[candidate].absent = true;
+                }
             }
         }
         for target in targets.iter_mut().filter(|target| target.purpose == Purpose::Find) {
@@ -425,7 +450,7 @@ impl Agreement {
         let (mut proposals, mut operations) = (Vec::new(), Vec::new());
         for &number in &missing {
             let (epoch, key) = (targets[number].candidate_epoch(0), &keys[targets[number].candidates[0].key]);
-            let address = ticket_secret::address_of(&self.addresses, key.id, epoch);
+            let address = self.address(keys, &targets[number], 0);
             let proposal = self.at(&address).unwrap_or_else(|| {
                 let not_after = epoch.not_after(self.lifetime);
                 Arc::new(TicketSecret::propose(&self.namespace, key, address, epoch, created, not_after))
@@ -445,7 +470,7 @@ impl Agreement {
             match result {
                 batch_result::Result::Put(_) => targets[number].done = self.hold(&proposal, targets[number].purpose),
                 batch_result::Result::Error(status) if status.code == Code::AlreadyExists as i32 => beaten.push((number, 0)),
-                other => return Err(failure(&other)),
+                other => return Err(Failure::of_result(&other)),
             }
         }
         let contents = self.get(store, keys, targets, &beaten).await?;
@@ -455,12 +480,7 @@ impl Agreement {
                 Contents::Secret(secret) if self.hold(&secret, target.purpose) => target.done = true,
                 Contents::Nothing => {
                     // It was removed: its tickets are revoked.
-                    let epoch = target.candidate_epoch(candidate);
-                    self.drop_address(&ticket_secret::address_of(
-                        &self.addresses,
-                        keys[target.candidates[candidate].key].id,
-                        epoch,
-                    ));
+                    self.drop_address(&self.address(keys, target, candidate));
                     target.advance(candidate)?;
                 }
                 Contents::Secret(_) | Contents::Unusable => target.advance(candidate)?,
@@ -482,7 +502,7 @@ impl Agreement {
             .map(|&(number, candidate)| {
                 let target = &targets[number];
                 let (epoch, key) = (target.candidate_epoch(candidate), &keys[target.candidates[candidate].key]);
-                (epoch, key, ticket_secret::address_of(&self.addresses, key.id, epoch))
+                (epoch, key, self.address(keys, target, candidate))
             })
             .collect();
         let operations = places.iter().map(|(_, _, address)| {
@@ -497,7 +517,7 @@ impl Agreement {
                     TicketSecret::open(&self.namespace, key, address, epoch, &session.value, now)
                         .map_or(Contents::Unusable, |secret| Contents::Secret(Arc::new(secret)))
                 }
-                other => return Err(failure(&other)),
+                other => return Err(Failure::of_result(&other)),
             });
         }
         Ok(contents)
@@ -541,6 +561,12 @@ impl Agreement {
         true
     }
 
+    /// Returns the address of a candidate.
+    fn address(&self, keys: &[FleetKey], target: &Target, candidate: usize) -> StoreKey {
+        let key = &keys[target.candidates[candidate].key];
+        ticket_secret::address_of(&self.addresses, key.id, target.candidate_epoch(candidate))
+    }
+
     /// Returns the secret of an address with which tickets are issued.
     fn at(&self, address: &StoreKey) -> Option<Arc<TicketSecret>> {
         self.secrets.load().encrypting.values().find(|secret| secret.address == *address).cloned()
@@ -559,18 +585,6 @@ impl Agreement {
 
     fn plan(&self) -> MutexGuard<'_, Plan> {
         self.plan.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Returns why an operation failed.
-fn failure(result: &batch_result::Result) -> Failure {
-    match result {
-        batch_result::Result::Error(status) if status.code == Code::ResourceExhausted as i32 => Failure::Limited,
-        batch_result::Result::Error(status) => {
-            log::debug!("an operation on a ticket secret failed: {}", status.message);
-            Failure::Refused
-        }
-        _ => Failure::Refused,
     }
 }
 

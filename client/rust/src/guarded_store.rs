@@ -41,7 +41,7 @@ impl GuardedStore {
         let opened = match failure {
             Failure::Limited => return self.limited(began),
             Failure::Late => self.breaker.timed_out(began, Instant::now()),
-            Failure::Down | Failure::Exists | Failure::Refused => self.breaker.failed(began, Instant::now()),
+            Failure::Down | Failure::Refused => self.breaker.failed(began, Instant::now()),
         };
         if opened {
             log::warn!(

@@ -6,13 +6,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tonic::Code;
 
 use crate::envelope::from_microseconds;
 use crate::guarded_store::GuardedStore;
 use crate::mirror::Mirror;
 use crate::sealing::{self, StoreKey};
 use crate::store::{Failure, How, ttl};
-use crate::v1::PutRequest;
+use crate::v1::batch_result::Result::{Error, Get, Put};
+use crate::v1::{BatchOperation, GetRequest, PutRequest, batch_operation::Operation, batch_result};
 
 /// The pauses before the retries of a look-up whose Put may be on its way, or the time that the deadline leaves.
 pub(crate) const RETRY_PAUSES: [Duration; 4] =
@@ -41,6 +43,8 @@ pub(crate) struct Query {
 /// The single use of a ticket, which a handshake claims.
 pub(crate) struct Claim {
     pub(crate) key: StoreKey,
+    /// The address of the secret that encrypts the ticket.
+    pub(crate) secret: StoreKey,
     /// For how long the ticket lives, and no other handshake may claim it.
     pub(crate) remaining: Duration,
     /// By how much longer it may live by the clock of another frontend.
@@ -54,8 +58,10 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    fn request(&self, namespace: &str) -> PutRequest {
-        PutRequest {
+    /// Returns the Put of the claim, and after it the Get of the secret: a store that has lost its storage before the Put has no secret
+    /// either.
+    fn operations(&self, namespace: &str) -> Vec<BatchOperation> {
+        let put = PutRequest {
             namespace: namespace.to_owned(),
             key: self.key.to_vec(),
             value: sealing::random::<16>().to_vec(),
@@ -63,7 +69,23 @@ impl Claim {
             // A purge that this process has not heard of refuses it.
             issue_time: from_microseconds(self.negotiated).map(Into::into),
             pinned: true, // neither a full store nor its maximum lifetime of sessions ends it
+        };
+        let get = GetRequest { namespace: namespace.to_owned(), key: self.secret.to_vec() };
+        [Operation::Put(put), Operation::Get(get)].map(|each| BatchOperation { operation: Some(each) }).into()
+    }
+}
+
+/// Returns for how long the store keeps a claim, and the value of the secret, empty if it has none; None if the store has another claim, or
+/// may have had one.
+fn evaluate(results: &[Option<batch_result::Result>]) -> Result<Option<(Duration, Vec<u8>)>, Failure> {
+    match results {
+        [Some(Error(status)), _] if status.code == Code::AlreadyExists as i32 => Ok(None),
+        [Some(Put(put)), Some(Get(get))] => {
+            let kept = put.ttl.and_then(|ttl| Duration::try_from(ttl).ok()).unwrap_or_default();
+            Ok(Some((kept, get.session.as_ref().map(|session| session.value.clone()).unwrap_or_default())))
         }
+        [Some(Put(_)), Some(failed)] | [Some(failed), _] => Err(Failure::of_result(failed)),
+        _ => Err(Failure::Refused),
     }
 }
 
@@ -105,24 +127,27 @@ impl Lookups {
         Ok((value, if is_new { reason } else { "coalesced" }))
     }
 
-    /// Puts a random value under a key, unless there is a reason not to, and waits until that is done. `replayed` is the reason if there is
-    /// another value, `rejected` if the store would forget the value while the ticket lives.
-    pub(crate) fn claim(self: &Arc<Self>, claim: Claim) -> Result<(), &'static str> {
+    /// Puts a random value under a key, unless there is a reason not to, and returns the store's value of the ticket's secret, empty if it
+    /// has none. `replayed` is the reason if there is another value under the key, `rejected` if the store would forget the value while the
+    /// ticket lives.
+    pub(crate) fn claim(self: &Arc<Self>, claim: Claim) -> Result<Vec<u8>, &'static str> {
         let time = self.time_for_call(claim.end, claim.waited)?;
         self.start().ok_or("too-many-lookups")?;
         let (lookups, flight, end, remaining) = (Arc::clone(self), Arc::new(Flight::default()), claim.end, claim.remaining);
         let claimed = Arc::clone(&flight);
         self.runtime.spawn(async move {
             let began = Instant::now();
-            let outcome = lookups.store.calls.put(claim.request(&lookups.store.namespace), (began + time).into()).await;
+            let operations = claim.operations(&lookups.store.namespace);
+            let outcome = lookups.store.calls.batch(operations, (began + time).into()).await;
+            let outcome = outcome.and_then(|results| evaluate(&results));
             lookups.store.observe(began.elapsed());
             lookups.running.fetch_sub(1, Ordering::Relaxed);
-            match outcome {
+            match &outcome {
                 Ok(_) => lookups.store.succeeded(),
-                Err(failure) => lookups.store.failed(failure, began),
+                Err(failure) => lookups.store.failed(*failure, began),
             }
             claimed.finish(match outcome {
-                Ok(Some(kept)) if kept < remaining => {
+                Ok(Some((kept, _))) if kept < remaining => {
                     if !lookups.complained.swap(true, Ordering::Relaxed) {
                         log::error!(
                             "the store keeps the use of a ticket for {kept:?}, less than the ticket lives: update the store"
@@ -130,12 +155,12 @@ impl Lookups {
                     }
                     Err("rejected")
                 }
-                Ok(Some(_)) => Ok((Vec::new(), "store")),
+                Ok(Some((_, secret))) => Ok((secret, "store")),
                 Ok(None) => Err("replayed"),
                 Err(failure) => Err(failure.reason()),
             });
         });
-        flight.wait(end).map(drop)
+        flight.wait(end).map(|(secret, _)| secret)
     }
 
     /// Returns the time that a call may take which a handshake waits for until `end`, or the reason to make none.

@@ -10,7 +10,7 @@ use crate::options::Options;
 use crate::reload::{CHECK_INTERVAL, Followed};
 use crate::servers::{Client, Servers};
 use crate::target::Target;
-use crate::v1::{BatchOperation, BatchRequest, GetRequest, PutRequest, TakeRequest, WatchRequest, WatchResponse, batch_result};
+use crate::v1::{BatchOperation, BatchRequest, GetRequest, TakeRequest, WatchRequest, WatchResponse, batch_result};
 use crate::{Credentials, Error, v1};
 
 /// The least number of attempts of a call, where another one is harmless: a connection may have ended since the last one.
@@ -26,8 +26,6 @@ pub(crate) enum Failure {
     Down,
     /// The store is well, but a limit of the caller or of the namespace is used up.
     Limited,
-    /// A Put found another value.
-    Exists,
     Refused,
 }
 
@@ -37,7 +35,7 @@ impl Failure {
             Self::Late => "timeout",
             Self::Down => "unavailable",
             Self::Limited => "limited",
-            Self::Exists | Self::Refused => "rejected",
+            Self::Refused => "rejected",
         }
     }
 
@@ -48,12 +46,24 @@ impl Failure {
 
     fn of(status: &Status) -> Self {
         match status.code() {
-            Code::DeadlineExceeded => Self::Late,
-            // Unknown and Internal without the store's own words: the connection broke.
-            Code::Unavailable | Code::Cancelled | Code::Unknown => Self::Down,
+            // Without the store's own words: the connection broke.
             Code::Internal if std::error::Error::source(status).is_some() => Self::Down,
+            code => Self::of_code(code),
+        }
+    }
+
+    /// Returns why an operation of a Batch failed, by its result, which is not the expected one.
+    pub(crate) fn of_result(result: &batch_result::Result) -> Self {
+        let batch_result::Result::Error(status) = result else { return Self::Refused };
+        log::debug!("an operation of a Batch failed: {} {}", status.code, status.message);
+        Self::of_code(status.code.into())
+    }
+
+    const fn of_code(code: Code) -> Self {
+        match code {
+            Code::DeadlineExceeded => Self::Late,
+            Code::Unavailable | Code::Cancelled | Code::Unknown => Self::Down,
             Code::ResourceExhausted => Self::Limited,
-            Code::AlreadyExists => Self::Exists,
             _ => Self::Refused,
         }
     }
@@ -124,19 +134,6 @@ impl Store {
             }
         };
         session.map(|session| StoredSession::of(session).ok_or(Failure::Refused)).transpose()
-    }
-
-    /// Stores a value until `end`, and returns for how long the store keeps it; None if the key holds another one, or may hold none.
-    pub(crate) async fn put(&self, request: PutRequest, end: Instant) -> Result<Option<Duration>, Failure> {
-        let call = |mut client: Client| {
-            let request = request.clone();
-            async move { client.put(request).await }
-        };
-        match self.call(end, true, call).await {
-            Ok(response) => Ok(Some(response.ttl.and_then(|ttl| Duration::try_from(ttl).ok()).unwrap_or_default())),
-            Err(Failure::Exists) => Ok(None),
-            Err(failure) => Err(failure),
-        }
     }
 
     /// Carries out operations, in their order, until `end`.

@@ -237,13 +237,23 @@ impl Tickets {
     ///
     /// # Errors
     ///
-    /// The reason, for [`Tickets::count_refused`]: `replayed`, or that of the call.
+    /// The reason, for [`Tickets::count_refused`]: `replayed`; `unknown-secret` if the store does not have the secret of the ticket, so that it
+    /// has lost its storage since, and may have lost an earlier claim; or that of the call.
     pub fn claim(&self, head: &[u8; HEAD_BYTES], state: &TicketState, waited: Duration) -> Result<(), &'static str> {
+        let secret = self.agreement.secret_for_name(&head[..NAME_BYTES]).ok_or("unknown-secret")?;
         let remaining = self.remaining(state).ok_or("expired")?;
         let end = Instant::now() + self.deadline.saturating_sub(waited);
-        let claim =
-            Claim { key: self.use_keys.key(head), remaining, margin: self.margin(), negotiated: state.negotiated, end, waited };
-        self.lookups.claim(claim)
+        let claim = Claim {
+            key: self.use_keys.key(head),
+            secret: secret.address,
+            remaining,
+            margin: self.margin(),
+            negotiated: state.negotiated,
+            end,
+            waited,
+        };
+        let stored = self.lookups.claim(claim)?;
+        if self.agreement.is_stored_as(&secret, &stored) { Ok(()) } else { Err("unknown-secret") }
     }
 
     /// Removes a lineage, which ends at `end` (Unix seconds): at once in this process, and in the background in the whole fleet.
@@ -648,12 +658,14 @@ mod tests {
     #[test]
     fn a_claim_at_a_store_that_is_down_is_refused_with_the_reason_of_the_call() {
         let (frontend, _) = live();
-        let (_, state) = frontend.issue();
+        let (secret, state) = frontend.issue();
+        let mut head = [1; HEAD_BYTES];
+        head[..NAME_BYTES].copy_from_slice(secret.name());
         let Frontend { tickets, runtime, .. } = &frontend;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let claims = std::thread::scope(|scope| {
             scope.spawn(move || runtime.block_on(stopped)); // as the thread of a process does
-            let claims = [(); 4].map(|()| tickets.claim(&[1; HEAD_BYTES], &state, Duration::ZERO));
+            let claims = [(); 4].map(|()| tickets.claim(&head, &state, Duration::ZERO));
             drop(stop);
             claims
         });

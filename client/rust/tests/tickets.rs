@@ -386,6 +386,21 @@ fn no_single_use_ticket_resumes_after_the_store_has_lost_its_storage() {
     assert!(!accepts(&frontend, &used) && accepts(&frontend, &issue(&frontend)));
 }
 
+/// Two stores with storages of their own, which get the calls of a frontend by turns. Only one has the secret of the ticket, so the other
+/// is like one that has lost its storage before the frontend knows: it stores the claim.
+#[test]
+fn a_store_that_has_lost_the_secret_of_a_single_use_ticket_grants_no_use_of_it() {
+    let (Some(one), Some(other)) = (Store::launch(&[]), Store::launch(&[])) else { return };
+    let target = format!("ipv4:{},{}", one.target, other.target);
+    let frontend = ready(&target, "lost-secret", |options| options.single_use = true);
+    let (ticket, mut uses) = (issue(&frontend), 0);
+    eventually(|| {
+        uses += usize::from(accepts(&frontend, &ticket));
+        assert!(uses <= 1, "two uses of one ticket");
+        stats(&frontend).refused.contains_key("unknown-secret")
+    });
+}
+
 #[test]
 fn tickets_outlive_the_epoch_of_their_secret() {
     let Some(store) = shared_store() else { return };

@@ -51,6 +51,10 @@ impl FakeStore {
         }
     }
 
+    fn value(&self, address: &StoreKey) -> Vec<u8> {
+        self.values.lock().unwrap()[&address[..]].clone().unwrap()
+    }
+
     fn calls(&self) -> usize {
         self.calls.swap(0, Ordering::Relaxed)
     }
@@ -94,8 +98,13 @@ impl Frontend {
     }
 
     fn with_keys(keys: &[[u8; 32]]) -> Self {
+        Self::with(keys, |_| ())
+    }
+
+    fn with(keys: &[[u8; 32]], change: impl FnOnce(&mut Options)) -> Self {
         let clock = Arc::new(FakeClock::at(START));
-        let options = Options::new("store:7400", "shop", Keyring::from_keys(keys).unwrap());
+        let mut options = Options::new("store:7400", "shop", Keyring::from_keys(keys).unwrap());
+        change(&mut options);
         Self { agreement: Agreement::new(&options, Arc::clone(&clock) as _), clock }
     }
 
@@ -339,6 +348,26 @@ fn a_secret_that_the_store_has_lost_is_put_again() {
     assert_eq!((frontend.current(), young.current()), (before, before));
 }
 
+/// Else the store would vouch for uses of tickets that it has lost with the secret.
+#[test]
+fn with_single_use_another_secret_takes_the_place_of_one_that_the_store_has_lost() {
+    let (before, after) = (FakeStore::default(), FakeStore::default());
+    let frontend = Frontend::with(&[KEY], |options| options.single_use = true);
+    frontend.step(&before);
+    let (lost, _) = frontend.agreement.secret_for_issue().unwrap();
+    assert!(frontend.agreement.is_stored_as(&lost, &before.value(&lost.address)));
+    frontend.step(&after);
+    assert_eq!(after.calls(), 0, "nothing to compare");
+    assert!(!frontend.agreement.is_stored_as(&lost, &[]));
+    frontend.step(&after);
+    assert!(!frontend.opens(*lost.name()));
+    frontend.step(&after);
+    let (new, _) = frontend.agreement.secret_for_issue().unwrap();
+    assert!(new.address == lost.address && new.name() != lost.name());
+    assert!(!frontend.agreement.is_stored_as(&lost, &after.value(&new.address)), "another one of the same address");
+    assert!(frontend.agreement.is_stored_as(&new, &after.value(&new.address)));
+}
+
 #[test]
 fn a_secret_that_was_removed_from_the_store_is_given_up() {
     let (store, frontend) = (FakeStore::default(), Frontend::new());
@@ -521,10 +550,10 @@ fn a_child_knows_the_purges_that_its_parent_knew() {
 
 #[test]
 fn more_secrets_than_fit_into_a_batch_are_several_batches() {
-    let (store, clock) = (FakeStore::default(), Arc::new(FakeClock::at(START)));
-    let mut options = Options::new("store:7400", "shop", Keyring::from_keys(&[KEY]).unwrap());
-    (options.rotation, options.lifetime) = (Duration::from_secs(1), Duration::from_secs(1000));
-    let frontend = Frontend { agreement: Agreement::new(&options, Arc::clone(&clock) as _), clock };
+    let store = FakeStore::default();
+    let frontend = Frontend::with(&[KEY], |options| {
+        (options.rotation, options.lifetime) = (Duration::from_secs(1), Duration::from_secs(1000));
+    });
     frontend.step(&store);
     assert_eq!(store.calls(), 4 + 1);
     assert!(frontend.issues().is_some());
