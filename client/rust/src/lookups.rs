@@ -47,7 +47,7 @@ pub(crate) struct Claim {
     pub(crate) secret: StoreKey,
     /// For how long the ticket lives, and no other handshake may claim it.
     pub(crate) remaining: Duration,
-    /// By how much longer it may live by the clock of another frontend.
+    /// By how much longer the store keeps the claim: by the clock of another frontend the ticket may live longer.
     pub(crate) margin: Duration,
     /// When its lineage was negotiated, in microseconds after the Unix epoch.
     pub(crate) negotiated: u64,

@@ -247,7 +247,8 @@ impl Tickets {
             key: self.use_keys.key(head),
             secret: secret.address,
             remaining,
-            margin: self.margin(),
+            // If a step of the store's clock ends the claim, it has ended the secret before.
+            margin: self.margin().max(Duration::from_secs(secret.not_after().saturating_sub(state.end))),
             negotiated: state.negotiated,
             end,
             waited,
