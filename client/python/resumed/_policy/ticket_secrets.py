@@ -11,6 +11,7 @@ import logging
 import os
 import random as random_module
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from resumed._client.store import Get, Put, StoredSession
@@ -171,9 +172,10 @@ class TicketSecrets:
             secret: A secret.
             value: The value; None if the store has none.
         """
-        opened = self._open(Address(secret.fleet_key, secret.epoch), secret.address, value) if value else None
-        if opened and hmac.compare_digest(opened.secret, secret.secret):
-            return True
+        with suppress(UnsealError):  # without a line in the log, since every handshake may come here
+            opened = self._open(Address(secret.fleet_key, secret.epoch), secret.address, value or b"")
+            if hmac.compare_digest(opened.secret, secret.secret):
+                return True
         self.recheck()
         return False
 
@@ -340,20 +342,19 @@ class TicketSecrets:
         for address, key, result in zip(addresses, keys, self._call([Get(key) for key in keys]), strict=True):
             if isinstance(result, StoreError):
                 raise result
-            secret = self._open(address, key, result.value) if isinstance(result, StoredSession) else None
-            if secret:
+            if isinstance(result, StoredSession):
+                try:
+                    secret = self._open(address, key, result.value)
+                except UnsealError as error:
+                    _log.warning("namespace %s: a ticket secret in the store is %s", self._store.namespace, error)
+                    continue
                 found[address] = self._by_name.setdefault(secret.name, secret)
         return found
 
-    def _open(self, address: Address, key: bytes, value: bytes) -> TicketSecret | None:
-        """Return the secret in a value of the store; None, with a line in the log, if it cannot be opened."""
-        namespace = self._store.namespace
-        try:
-            plaintext, not_after = unseal([address.fleet_key], key, value, self._clock())
-            return TicketSecret.decode(namespace, *address, plaintext, not_after)
-        except UnsealError as error:
-            _log.warning("namespace %s: a ticket secret in the store is %s", namespace, error)
-            return None
+    def _open(self, address: Address, key: bytes, value: bytes) -> TicketSecret:
+        """Return the secret in a value of the store; raise UnsealError if it has none."""
+        plaintext, not_after = unseal([address.fleet_key], key, value, self._clock())
+        return TicketSecret.decode(self._store.namespace, *address, plaintext, not_after)
 
     def _call(self, operations: Sequence[Operation]) -> list[Result]:
         return self._store.batch(operations, deadline=_DEADLINE) if operations else []
