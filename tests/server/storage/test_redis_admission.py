@@ -170,13 +170,13 @@ def test_a_redis_too_old_is_refused() -> None:
 
 
 def test_the_wrong_topology_is_refused(server: RedisServer, tmp_path: Path) -> None:
-    assert "not a cluster; use redis://" in refusal(f"redis+cluster://127.0.0.1:{server.port}")
-    assert "not a Sentinel" in refusal(f"redis+sentinel://127.0.0.1:{server.port}/main")
+    assert "not a cluster; use redis://" in refusal(f"redis+cluster://127.0.0.1:{server.port}?{PATIENT}")
+    assert "not a Sentinel" in refusal(f"redis+sentinel://127.0.0.1:{server.port}/main?{PATIENT}")
     with valkey_server("--cluster-enabled", "yes") as node:
-        assert "node of a cluster; use redis+cluster://" in refusal(node.url)
+        assert "node of a cluster; use redis+cluster://" in refusal(f"{node.url}?{PATIENT}")
     (tmp_path / "sentinel.conf").touch()
     with valkey_server(f"{tmp_path}/sentinel.conf", "--sentinel") as sentinel:
-        assert "is a Sentinel; use redis+sentinel://" in refusal(sentinel.url)
+        assert "is a Sentinel; use redis+sentinel://" in refusal(f"{sentinel.url}?{PATIENT}")
 
 
 def test_tls_is_verified_and_a_failure_is_explained(tmp_path: Path) -> None:
