@@ -31,11 +31,12 @@ type ticketKey struct {
 	key      [ticketKeySize]byte
 	keyID    [keyIDSize]byte
 	epoch    epoch
+	address  storeKey
 	notAfter time.Time
 }
 
 func (s *ticketSecret) ticketKey(salt []byte) ticketKey {
-	return ticketKey{s.name, deriveKey(s.key, salt, ticketInfo), s.keyID, s.epoch, s.notAfter}
+	return ticketKey{s.name, deriveKey(s.key, salt, ticketInfo), s.keyID, s.epoch, s.address, s.notAfter}
 }
 
 // add adds a secret that the store has. It encrypts from now on, unless another generation of its epoch does.

@@ -232,8 +232,7 @@ func (c *connection) claim(ticket []byte, key ticketKey, negotiated time.Time, r
 		put := &pb.PutRequest{
 			Namespace: t.namespace, Key: usedKey[:], Value: use, Ttl: durationpb.New(ttl), IssueTime: timestamppb.New(negotiated), Pinned: true,
 		}
-		address := fleet.secretAddress(t.namespace, key.epoch)
-		get := &pb.GetRequest{Namespace: t.namespace, Key: address[:]}
+		get := &pb.GetRequest{Namespace: t.namespace, Key: key.address[:]}
 		results, err := sendBatch(ctx, s.store, &pb.BatchRequest{Operations: []*pb.BatchOperation{
 			{Operation: &pb.BatchOperation_Put{Put: put}}, {Operation: &pb.BatchOperation_Get{Get: get}},
 		}}, timeout)
