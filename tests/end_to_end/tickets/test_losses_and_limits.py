@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -14,42 +15,54 @@ from support.tickets import TicketFrontend
 from support.waiting import until
 
 if TYPE_CHECKING:
+    import contextlib
+    import ssl
+    from collections.abc import Callable
     from pathlib import Path
 
     from support.server import RunningServer
     from support.tls import Client, Stack
 
 
-def test_no_ticket_of_one_use_resumes_after_the_store_has_lost_its_storage(
-    keyring: resumed.Keyring, stack: Stack, client: Client, tmp_path: Path
-) -> None:
-    port = free_port()
-    with running_server("--storage", f"lmdb://{tmp_path}/one", listen=f"127.0.0.1:{port}") as store:
+class Spent(NamedTuple):
+    """A frontend whose store has ended, and a ticket that was used there."""
+
+    frontend: TicketFrontend
+    used: ssl.SSLSession | None
+    empty_store: Callable[[], contextlib.AbstractContextManager[RunningServer]]
+    """Runs a store without contents in the place of the other."""
+
+
+@pytest.fixture
+def spent(keyring: resumed.Keyring, stack: Stack, client: Client, tmp_path: Path) -> Spent:
+    listen = f"127.0.0.1:{free_port()}"
+    with running_server("--storage", f"lmdb://{tmp_path}/one", listen=listen) as store:
         frontend = TicketFrontend(stack, store.target, keyring, single_use=True)
         used = client.visit(frontend).session
         assert client.visit(frontend, used).reused
-        (before, _) = frontend.tickets._secrets.current(time.time())
-    with running_server("--storage", f"lmdb://{tmp_path}/other", listen=f"127.0.0.1:{port}"):
+    return Spent(frontend, used, partial(running_server, "--storage", f"lmdb://{tmp_path}/other", listen=listen))
+
+
+def test_no_ticket_of_one_use_resumes_after_the_store_has_lost_its_storage(spent: Spent, client: Client) -> None:
+    frontend = spent.frontend
+    (before, _) = frontend.tickets._secrets.current(time.time())
+    with spent.empty_store():
         until(lambda: (frontend.tickets._secrets.current(time.time()) or (before,))[0] is not before)
-        assert not client.visit(frontend, used).reused
+        assert not client.visit(frontend, spent.used).reused
         assert client.visit(frontend, client.visit(frontend).session).reused
 
 
 def test_no_ticket_of_one_use_resumes_before_its_frontend_knows_that_the_store_has_lost_its_storage(
-    keyring: resumed.Keyring, stack: Stack, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spent: Spent, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = free_port()
-    with running_server("--storage", f"lmdb://{tmp_path}/one", listen=f"127.0.0.1:{port}") as store:
-        frontend = TicketFrontend(stack, store.target, keyring, single_use=True)
-        used = client.visit(frontend).session
-        assert client.visit(frontend, used).reused
+    frontend = spent.frontend
     monkeypatch.setattr(frontend.tickets, "_make_up_for_loss", lambda: None)
 
     def refused_by_the_store() -> bool:
-        assert not client.visit(frontend, used).reused
+        assert not client.visit(frontend, spent.used).reused
         return "unknown-secret" in frontend.refused
 
-    with running_server("--storage", f"lmdb://{tmp_path}/other", listen=f"127.0.0.1:{port}"):
+    with spent.empty_store():
         until(refused_by_the_store)
         until(lambda: client.visit(frontend, client.visit(frontend).session).reused)
 
