@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 import resumed
-from preload.leaks import RELOADED, workers
+from preload.leaks import RELOADED, await_others, workers
 from preload.servers import serving, settings
 from preload.test_preload import MIXED, PATIENCE, visit, warm_up
 from support.ports import free_port
@@ -163,7 +163,7 @@ def test_sessions_survive_graceful_reloads(target: str, files: Path, name: str) 
         for _ in range(5):
             before = set(workers(server.process.pid))
             server.process.send_signal(RELOADED[name])
-            until(lambda before=before: bool(now := set(workers(server.process.pid))) and not now & before)  # type: ignore[misc]
+            await_others(server.process.pid, before)
             warm_up([server.port], ssl.TLSVersion.TLSv1_2)
             assert visit(context, server.port, session)[0]
 
