@@ -31,6 +31,8 @@ const (
 	firstAgreementRetry, maxAgreementRetry = 50 * time.Millisecond, 5 * time.Second
 	// unknownNamePause is the least time between two look-ups of secrets for names that this frontend does not know.
 	unknownNamePause = time.Second
+	// keyringLook is the longest time after which a frontend erases the secrets of a key that its keyring has no more.
+	keyringLook = time.Second
 )
 
 var errGenerations = fmt.Errorf("%d generations in a row cannot be used: their values do not open, or were removed", maxGenerations)
@@ -104,7 +106,7 @@ func (a *agreement) pauseAfterRound() time.Duration {
 	return min(recheck, next+mathrand.N(a.rotation/nextWithin))
 }
 
-// wait waits for pause, or until an element arrives in wanted, and erases secrets at their end.
+// wait waits for pause, or until an element arrives in wanted, and erases secrets at their end, or when the keyring has no longer their key.
 func (a *agreement) wait(ctx context.Context, pause time.Duration, wanted <-chan struct{}) {
 	for end := time.Now().Add(pause); ; {
 		a.eraseExpired()
@@ -112,7 +114,7 @@ func (a *agreement) wait(ctx context.Context, pause time.Duration, wanted <-chan
 		if left <= 0 {
 			return
 		}
-		timer := time.NewTimer(min(left, a.secrets.firstEnd(a.now()).Sub(a.now())))
+		timer := time.NewTimer(min(left, keyringLook, a.secrets.firstEnd(a.now()).Sub(a.now())))
 		select {
 		case <-ctx.Done():
 		case <-wanted:

@@ -381,7 +381,7 @@ func TestTicketsAndKeyRotation(t *testing.T) {
 		first.wantResumed(t, old, false)
 		wantCounts(t, "misses", first.sessions.Stats().Misses, map[string]uint64{foreignID: 1})
 		first.wantResumed(t, visitor, true)
-		time.Sleep(time.Hour)
+		time.Sleep(keyringLook)
 		settled()
 		if !bytes.Equal(secret.key, make([]byte, ticketKeySize)) {
 			t.Fatal("the secret of a retired key is still in memory")

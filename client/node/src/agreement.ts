@@ -23,6 +23,8 @@ export const NEXT_SECRET_PARTS = 6;
 /** Pauses after calls that failed: doubled each time in a row. */
 export const AGREEMENT_RETRY_MS = { first: 50, max: 5000 };
 
+/** The longest time between two steps: the keyring may have lost a key. */
+const LOOK_MS = 1000;
 const ALREADY_EXISTS = 6; // google.rpc.Code
 
 /** What determines the address of a secret in the store. */
@@ -86,6 +88,11 @@ export class TicketSecrets {
     return secret && { secret, heldOver: secret.epoch.start < start };
   }
 
+  /** Ends the secrets that were created before a time in Unix seconds, or all: their sessions were purged. The next step agrees on others. */
+  forget(before = Infinity): void {
+    for (const secret of this.#agreed.values()) if (secret.created < before) this.#drop(secret);
+  }
+
   /** Makes the calls that are due, and resolves to the milliseconds until the next step. Never rejects. */
   async step(): Promise<number> {
     const now = this.#clock();
@@ -102,7 +109,7 @@ export class TicketSecrets {
     }
     if (this.#retryMs) this.#logger.info(`resumed: namespace ${this.#store.namespace}: the ticket keys are agreed on again`);
     this.#retryMs = 0;
-    return Math.max(0, (this.#nextTime() - this.#clock()) * 1000);
+    return Math.max(0, Math.min((this.#nextTime() - this.#clock()) * 1000, LOOK_MS));
   }
 
   async #doDue(now: number): Promise<void> {
@@ -241,10 +248,16 @@ export class TicketSecrets {
   }
 
   #erase(now: number): void {
+    const keys = this.#keyring.fleetKeys;
+    for (const secret of this.#agreed.values()) {
+      // A key that the keyring has no more may be stolen.
+      const known = keys.some(({ id }) => id.equals(secret.fleetKey.id));
+      if (now >= secret.notAfter || !known) this.#drop(secret);
+    }
     // One of an earlier epoch is only of use while no later one is there.
     const current = this.current(now)?.secret;
     for (const secret of this.#agreed.values()) {
-      if (now >= secret.notAfter || (current && secret.epoch.start < current.epoch.start)) this.#drop(secret);
+      if (current && secret.epoch.start < current.epoch.start) this.#drop(secret);
     }
     const { start } = epochAt(now, this.#rotation);
     for (const each of this.#generations.keys()) if (each < start) this.#generations.delete(each);

@@ -1,5 +1,6 @@
 /** The agreement on ticket secrets, against a store in memory. */
 import assert from "node:assert/strict";
+import { utimesSync, writeFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { AGREEMENT_RETRY_MS, TicketSecrets } from "../src/agreement.js";
@@ -9,7 +10,7 @@ import { FleetKey } from "../src/sealing.js";
 import type { Store } from "../src/store.js";
 import { addressOf, epochAt } from "../src/ticket-secret.js";
 import type { BatchOperation, BatchResult } from "../src/v1/resumed/v1/session_store.js";
-import { fleetKey, quiet } from "./support.js";
+import { fleetKey, keyringFile, notCalled, quiet } from "./support.js";
 
 const [ROTATION, LIFETIME, BEGIN] = [100, 200, 1_000_000];
 
@@ -36,6 +37,8 @@ class MemoryStore implements Store {
     if (this.down || --this.left < 0) return Promise.reject(new Error("down"));
     return Promise.resolve(operations.map((each) => this.#carryOut(each)));
   }
+
+  readonly watchRemovals = notCalled;
 
   close(): void {
     // nothing to close
@@ -140,6 +143,39 @@ test("while the store is down the last key is held over, up to its end, and call
   store.down = false;
   await secrets.step();
   assert(keyOf(secrets));
+});
+
+test("without the key that seals it a secret is dropped", async (context) => {
+  let now = 0;
+  context.mock.method(performance, "now", () => now);
+  const other = Buffer.alloc(32, 2);
+  const path = keyringFile(fleetKey, other);
+  const secrets = member(new MemoryStore(), 0.5, Keyring.load(path, quiet));
+  await secrets.step();
+  const before = keyOf(secrets);
+  writeFileSync(path, `${other.toString("base64")}\n`);
+  utimesSync(path, 0, Date.now() / 1000 - 60);
+  now += 1000;
+  await secrets.step();
+  assert.notEqual(keyOf(secrets), before);
+  assert(keyOf(secrets));
+});
+
+test("a purge ends the secrets that were created before", async () => {
+  const store = new MemoryStore();
+  const secrets = member(store);
+  await secrets.step();
+  const before = keyOf(secrets);
+  secrets.forget(BEGIN);
+  assert.equal(keyOf(secrets), before);
+  for (const time of [BEGIN + 1, undefined]) {
+    store.values.clear();
+    const last = keyOf(secrets);
+    secrets.forget(time);
+    assert.equal(keyOf(secrets), undefined);
+    await secrets.step();
+    assert(keyOf(secrets) && keyOf(secrets) !== last);
+  }
 });
 
 test("a value that does not open is passed over, and the next generation replaces it", async () => {

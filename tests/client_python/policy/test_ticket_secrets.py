@@ -398,6 +398,18 @@ def test_fleet_keys_are_rotated_without_a_loss(fleet: Fleet) -> None:
     assert before.named(issued[1], fleet.now)
 
 
+def test_without_the_key_that_seals_it_a_secret_is_dropped(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = list(resumed.Keyring.from_keys([os.urandom(32), os.urandom(32)]).fleet_keys)
+    monkeypatch.setattr(resumed.Keyring, "fleet_keys", property(lambda _: tuple(keys)))
+    frontend = fleet.frontend()
+    frontend.step()
+    before = name(frontend, fleet.now)
+    del keys[0]
+    frontend.step()
+    assert frontend.named(before, fleet.now) is None
+    assert name(frontend, fleet.now) != before
+
+
 def test_a_rotation_or_keyring_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="1 to 604800 seconds"):
         TicketSecrets(Table(), resumed.Keyring.from_keys([bytes(32)]), rotation=0)  # type: ignore[arg-type]

@@ -368,8 +368,10 @@ class TicketSecrets:
         return None
 
     def _erase(self, now: float) -> None:
+        """Drop the secrets that have ended, and those sealed with a key that the keyring has no more: it may be stolen."""
+        key_ids = {each.id for each in self._keyring.fleet_keys}
         for secret in list(self._by_name.values()):
-            if now >= secret.not_after:
+            if now >= secret.not_after or secret.fleet_key.id not in key_ids:
                 self._drop(secret)
         for start in [each for each in self._generations if each + 2 * self._rotation + self._lifetime <= now]:
             del self._generations[start]

@@ -26,6 +26,9 @@ final class Agreement {
     static final long FIRST_RETRY_MILLISECONDS = 50;
     static final long MAX_RETRY_MILLISECONDS = 5000;
 
+    /** The longest time between two steps: the keyring may have lost a key. */
+    private static final long LOOK_MILLISECONDS = 1000;
+
     private static final System.Logger LOGGER = System.getLogger("resumed");
 
     private final SecretStore store;
@@ -90,7 +93,7 @@ final class Agreement {
             LOGGER.log(System.Logger.Level.INFO, "namespace {0}: the ticket keys are agreed on again", namespace);
         }
         retryMilliseconds = 0;
-        return Math.max(0, (long) Math.ceil((nextTime() - now()) * 1000));
+        return Math.max(0, Math.min((long) Math.ceil((nextTime() - now()) * 1000), LOOK_MILLISECONDS));
     }
 
     /** Ends the secrets that were created before a time, or all: their sessions were purged. The next step agrees on others. */
@@ -232,7 +235,12 @@ final class Agreement {
     }
 
     private void erase(double now) {
-        List.copyOf(agreed.values()).stream().filter(secret -> now >= secret.notAfter).forEach(this::drop);
+        List<FleetKey> keys = keyring.keys();
+        for (TicketSecret secret : List.copyOf(agreed.values())) {
+            // A key that the keyring has no more may be stolen.
+            boolean known = keys.stream().anyMatch(key -> Arrays.equals(key.id(), secret.key.id()));
+            if (now >= secret.notAfter || !known) drop(secret);
+        }
         generations.keySet().removeIf(start -> start < Epoch.at(now, rotation).start());
     }
 

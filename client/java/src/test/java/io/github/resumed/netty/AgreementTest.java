@@ -6,21 +6,26 @@ import static org.junit.jupiter.api.Assertions.assertFalse;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import com.google.protobuf.ByteString;
+import java.nio.file.Path;
 import java.time.Clock;
 import java.time.Instant;
 import java.time.ZoneId;
 import java.time.ZoneOffset;
+import java.util.Base64;
+import java.util.Collections;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.Optional;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 
 class AgreementTest {
     private static final int ROTATION = 3600;
     private static final long LIFETIME = 7200;
     private static final byte[] KEY = new byte[FleetKey.KEY_BYTES];
+    private static final byte[] OTHER_KEY = "a key of thirty-two bytes, really".substring(0, 32).getBytes();
 
     private final SteppedClock clock = new SteppedClock();
     private FakeStore store;
@@ -116,9 +121,29 @@ class AgreementTest {
         assertFalse(names(frontend).contains(before.get(0)));
     }
 
+    @Test
+    void withoutTheKeyThatSealsItASecretIsDropped(@TempDir Path directory) throws Exception {
+        Path file = KeyringTest.write(directory, encoded(KEY) + "\n" + encoded(OTHER_KEY) + "\n");
+        Agreement frontend = agreement(Keyring.load(file));
+        frontend.step();
+        List<String> before = names(frontend);
+        KeyringTest.change(file, encoded(OTHER_KEY) + "\n");
+        frontend.step();
+        assertEquals(1, names(frontend).size(), "the next epoch's is not due");
+        assertTrue(Collections.disjoint(before, names(frontend)));
+    }
+
     private Agreement agreement() {
+        return agreement(Keyring.of(KEY));
+    }
+
+    private Agreement agreement(Keyring keyring) {
         SecretStore secrets = new SecretStore(store.channel, "shop");
-        return new Agreement(secrets, "shop", Keyring.of(KEY), ROTATION, LIFETIME, clock, () -> 0.5);
+        return new Agreement(secrets, "shop", keyring, ROTATION, LIFETIME, clock, () -> 0.5);
+    }
+
+    private static String encoded(byte[] key) {
+        return Base64.getEncoder().encodeToString(key);
     }
 
     private static List<String> names(Agreement agreement) {

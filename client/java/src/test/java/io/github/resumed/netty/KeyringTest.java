@@ -22,7 +22,7 @@ class KeyringTest {
 
     @Test
     void aChangedFileIsReadAgainAndABadOneIgnored() throws Exception {
-        Path file = write(ONE + " # the first\n");
+        Path file = write(directory, ONE + " # the first\n");
         Keyring keyring = Keyring.load(file);
         String before = keyring.toString();
         change(file, TWO + "\n" + ONE + "\n");
@@ -34,7 +34,7 @@ class KeyringTest {
 
     @Test
     void aBadFileIsRefusedWithoutShowingIt() throws Exception {
-        Path file = write(ONE.substring(1) + "\n");
+        Path file = write(directory, ONE.substring(1) + "\n");
         String message = assertThrows(ResumedException.class, () -> Keyring.load(file)).getMessage();
         assertTrue(message.contains("line 1"), message);
         assertFalse(message.contains(ONE.substring(1)), message);
@@ -44,13 +44,13 @@ class KeyringTest {
         assertThrows(ResumedException.class, () -> Keyring.load(directory.resolve("missing")));
     }
 
-    private Path write(String text) throws Exception {
+    static Path write(Path directory, String text) throws Exception {
         Path file = Files.writeString(directory.resolve("fleet.keys"), text);
         return Files.setPosixFilePermissions(file, PosixFilePermissions.fromString("rw-------"));
     }
 
     /** Changes a file, some time ago. */
-    private static void change(Path file, String text) throws Exception {
+    static void change(Path file, String text) throws Exception {
         Files.writeString(file, text);
         Files.setLastModifiedTime(file, FileTime.from(Instant.now().minusSeconds(10)));
     }
