@@ -1,12 +1,25 @@
 /** The service, as this package calls it. */
 import { readFileSync } from "node:fs";
 
-import { credentials, Metadata, status, type ChannelCredentials, type ClientUnaryCall, type ServiceError } from "@grpc/grpc-js";
+import {
+  credentials,
+  Metadata,
+  status,
+  type ChannelCredentials,
+  type ClientReadableStream,
+  type ClientUnaryCall,
+  type ServiceError,
+} from "@grpc/grpc-js";
 
 import { ResumedError } from "./errors.js";
 import { Files, type Logger } from "./files.js";
 import type { Duration } from "./v1/google/protobuf/duration.js";
-import { SessionStoreServiceClient, type BatchOperation, type BatchResult } from "./v1/resumed/v1/session_store.js";
+import {
+  SessionStoreServiceClient,
+  type BatchOperation,
+  type BatchResult,
+  type WatchResponse,
+} from "./v1/resumed/v1/session_store.js";
 
 /**
  * TLS to the store: each a PEM file or its content. Files are read again when they have changed and settled for a second; calls go
@@ -86,6 +99,8 @@ export interface Store {
   get(key: Buffer, timeout: number): Promise<Buffer | undefined>;
   take(key: Buffer, timeout: number): Promise<Buffer | undefined>;
   batch(operations: BatchOperation[], timeout: number): Promise<BatchResult[]>;
+  /** A stream of purges and lasting removals, which ends with the connection. */
+  watchRemovals(): ClientReadableStream<WatchResponse>;
   close(): void;
 }
 
@@ -123,6 +138,10 @@ export class GrpcStore implements Store {
     const client = this.#current();
     const { results } = await unary(client.batch.bind(client), { operations }, timeout);
     return results;
+  }
+
+  watchRemovals(): ClientReadableStream<WatchResponse> {
+    return this.#current().watch({ namespace: this.namespace, position: Buffer.alloc(0), removalsOnly: true });
   }
 
   close(): void {

@@ -10,6 +10,7 @@ import type { Installation, TicketSecretState } from "./attach.js";
 import type { Beginning, Contexts, NativeContext } from "./contexts.js";
 import { ResumedError } from "./errors.js";
 import type { Logger, Reload } from "./files.js";
+import { PurgeWatch } from "./purge-watch.js";
 import { Recorder, type Stats } from "./stats.js";
 import type { Store } from "./store.js";
 import type { TicketSecret } from "./ticket-secret.js";
@@ -34,8 +35,11 @@ export class Tickets implements Installation {
   readonly #logger: Logger;
   readonly #clock: () => number;
   readonly #recorder = new Recorder();
+  readonly #purges: PurgeWatch;
   #applied: TicketSecret | undefined;
   #timer: NodeJS.Timeout | undefined;
+  /** The step of the agreement that is under way. */
+  #step = Promise.resolve();
   #closed = false;
 
   /** @throws {ResumedError} The server needs a rule about contexts that a ticket of Node cannot carry. */
@@ -56,9 +60,15 @@ export class Tickets implements Installation {
     this.#options = options;
     this.#logger = logger;
     this.#clock = clock;
+    this.#purges = new PurgeWatch(store, logger, (before) => {
+      this.#run(() => {
+        this.#secrets.forget(before);
+        this.#apply();
+      });
+    });
     this.#configure();
     this.#follow();
-    void this.#run();
+    this.#run();
   }
 
   get stats(): Stats {
@@ -92,6 +102,7 @@ export class Tickets implements Installation {
   close(): Promise<void> {
     this.#closed = true;
     clearTimeout(this.#timer);
+    this.#purges.end();
     this.#apply();
     this.#store.close();
     return Promise.resolve();
@@ -135,6 +146,7 @@ export class Tickets implements Installation {
     };
     server.emit = ((event: string | symbol, ...values: unknown[]): boolean => {
       if (event !== "connection") return emit(server, event, ...values);
+      this.#watch();
       const beginning = this.#contexts.begin("");
       const view = viewOf(server, (own, ...of) => {
         return (own === "secureConnection" && this.#ends(beginning, of[0] as TLSSocket)) || emit(server, own, ...of);
@@ -145,15 +157,30 @@ export class Tickets implements Installation {
     this.#server.prependListener("listening", () => {
       this.#applied = undefined;
       this.#apply();
+      this.#watch();
+    });
+    if (this.#server.listening) this.#watch();
+    this.#server.on("close", () => {
+      this.#purges.end(); // a program whose servers are closed may end
     });
   }
 
-  /** Takes the next step of the agreement, now and when it is due. */
-  async #run(): Promise<void> {
-    const pause = await this.#secrets.step();
-    if (this.#closed) return;
-    this.#apply();
-    this.#timer = setTimeout(() => void this.#run(), pause).unref();
+  #watch(): void {
+    if (!this.#closed) this.#purges.begin();
+  }
+
+  /** Takes the next step of the agreement, behind that which is under way, and the one after when it is due. */
+  #run(before?: () => void): void {
+    this.#step = this.#step.then(async () => {
+      clearTimeout(this.#timer);
+      before?.();
+      const pause = await this.#secrets.step();
+      if (this.#closed) return;
+      this.#apply();
+      this.#timer = setTimeout(() => {
+        this.#run();
+      }, pause).unref();
+    });
   }
 
   /** Gives the server the key to encrypt with; without one, a key of its own that no other server has. */

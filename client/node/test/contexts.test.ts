@@ -14,6 +14,7 @@ import {
   certificateFile,
   connect,
   fleetKey,
+  forwarding,
   frontend,
   quiet,
   sessionOf,
@@ -176,8 +177,7 @@ onBothVersions(
 /** A store that gives each session the fingerprint of this context. */
 function forging(store: Store, fingerprint: () => Buffer): Store {
   const ring = Keyring.fromKeys(fleetKey);
-  return {
-    namespace: store.namespace,
+  return forwarding(store, {
     async get(key, timeout) {
       const value = await store.get(key, timeout);
       const opened = value && ring.open(key, value, 0);
@@ -186,12 +186,7 @@ function forging(store: Store, fingerprint: () => Buffer): Store {
       assert(envelope);
       return ring.seal(key, wrap({ ...envelope, fingerprint: fingerprint() }), opened.notAfter);
     },
-    take: (key, timeout) => store.take(key, timeout),
-    batch: (operations, timeout) => store.batch(operations, timeout),
-    close: () => {
-      store.close();
-    },
-  };
+  });
 }
 
 onBothVersions("no certificate, no entry, should fingerprints ever agree", async (context, target, version) => {
@@ -234,13 +229,13 @@ onBothVersions("a session ends with the certificate of its client", async (conte
 onBothVersions("a mismatch does not use up a session of single use", async (context, target, version) => {
   const here = await frontend(context, target, { singleUse: true });
   const takes: Buffer[] = [];
-  const counting = (store: Store): Store => ({
-    ...forwarding(store),
-    take(key, timeout) {
-      takes.push(key);
-      return store.take(key, timeout);
-    },
-  });
+  const counting = (store: Store): Store =>
+    forwarding(store, {
+      take(key, timeout) {
+        takes.push(key);
+        return store.take(key, timeout);
+      },
+    });
   const there = await frontend(context, target, { singleUse: true, server: asking, store: counting });
   const { session } = await visit(here.port, version);
   assert(!(await visit(there.port, version, session)).resumed);
@@ -251,40 +246,28 @@ onBothVersions("a mismatch does not use up a session of single use", async (cont
 });
 
 onBothVersions("what another frontend takes between Get and Take is a miss", async (context, target, version) => {
-  const losing = (store: Store): Store => ({ ...forwarding(store), take: () => Promise.resolve(undefined) });
+  const losing = (store: Store): Store => forwarding(store, { take: () => Promise.resolve(undefined) });
   const { port, sessions } = await frontend(context, target, { singleUse: true, store: losing });
   const { session } = await visit(port, version);
   assert(!(await visit(port, version, session)).resumed);
   assert.deepEqual([sessions.stats.misses, sessions.stats.hits], [{ unknown: 1 }, {}]);
 });
 
-function forwarding(store: Store): Store {
-  return {
-    namespace: store.namespace,
-    get: (key, timeout) => store.get(key, timeout),
-    take: (key, timeout) => store.take(key, timeout),
-    batch: (operations, timeout) => store.batch(operations, timeout),
-    close: () => {
-      store.close();
-    },
-  };
-}
-
 onBothVersions("what is stored has no ticket application data", async (context, target, version) => {
   const ring = Keyring.fromKeys(fleetKey);
   const stored: (Session | undefined)[] = [];
-  const watching = (store: Store): Store => ({
-    ...forwarding(store),
-    batch(operations, timeout) {
-      for (const { operation } of operations) {
-        if (operation?.$case !== "put") continue;
-        const opened = ring.open(operation.put.key, operation.put.value, 0);
-        assert(typeof opened === "object");
-        stored.push(Session.parse(unwrap(opened.plaintext)?.session ?? Buffer.alloc(0)));
-      }
-      return store.batch(operations, timeout);
-    },
-  });
+  const watching = (store: Store): Store =>
+    forwarding(store, {
+      batch(operations, timeout) {
+        for (const { operation } of operations) {
+          if (operation?.$case !== "put") continue;
+          const opened = ring.open(operation.put.key, operation.put.value, 0);
+          assert(typeof opened === "object");
+          stored.push(Session.parse(unwrap(opened.plaintext)?.session ?? Buffer.alloc(0)));
+        }
+        return store.batch(operations, timeout);
+      },
+    });
   const { port } = await frontend(context, target, { store: watching });
   const { session } = await visit(port, version);
   assert((await visit(port, version, session)).resumed);

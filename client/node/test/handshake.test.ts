@@ -20,6 +20,7 @@ import {
   connect,
   eventually,
   fleetKey,
+  forwarding,
   frontend,
   keyringFile,
   PATIENCE,
@@ -47,18 +48,12 @@ function onBothVersions(name: string, run: (context: TestContext, target: string
 
 /** A store whose answers to look-ups are changed. */
 function changed(store: Store, change: (value: Buffer, key: Buffer) => Buffer): Store {
-  return {
-    namespace: store.namespace,
+  return forwarding(store, {
     async get(key, timeout) {
       const value = await store.get(key, timeout);
       return value && change(value, key);
     },
-    take: (key, timeout) => store.take(key, timeout),
-    batch: (operations, timeout) => store.batch(operations, timeout),
-    close: () => {
-      store.close();
-    },
-  };
+  });
 }
 
 onBothVersions("a frontend resumes what another one negotiated", async (context, target, version) => {

@@ -8,6 +8,7 @@ import { BATCH_OPERATIONS, BUSY_OPERATIONS, BUSY_PAUSE_MS, Sender } from "../src
 import { Recorder } from "../src/stats.js";
 import type { Store } from "../src/store.js";
 import type { BatchResult } from "../src/v1/resumed/v1/session_store.js";
+import { notCalled } from "./support.js";
 
 interface Rig {
   sender: Sender;
@@ -34,6 +35,7 @@ function rig(context: TestContext): Rig {
           resolve(operations.map(() => done));
         });
       }),
+    watchRemovals: notCalled,
     close: () => undefined,
   };
   const sender = new Sender({ store, limited: () => undefined, recorder: new Recorder(), clock: () => 0 });

@@ -12,7 +12,7 @@ import { Shim, type Policy } from "../src/shim.js";
 import { CallError, GrpcStore, type Store } from "../src/store.js";
 import type { BatchResult } from "../src/v1/resumed/v1/session_store.js";
 import { status } from "@grpc/grpc-js";
-import { fleetKey, PATIENCE, quiet, sharedStore, skip } from "./support.js";
+import { fleetKey, notCalled, PATIENCE, quiet, sharedStore, skip } from "./support.js";
 
 const CONTEXT = { fingerprint: Buffer.alloc(32), idContext: Buffer.alloc(0), certificates: false };
 const ID = Buffer.alloc(32, 5);
@@ -57,6 +57,7 @@ function fakeStore(answers: Partial<Store>): Store {
     get: () => Promise.resolve(undefined),
     take: () => Promise.resolve(undefined),
     batch: (operations) => Promise.resolve(operations.map(() => ({ result: { $case: "remove", remove: {} } }) as never)),
+    watchRemovals: notCalled,
     close: () => undefined,
     ...answers,
   };

@@ -92,9 +92,33 @@ export function sharedStore(): Promise<RunningStore> {
   return (shared ??= startStore());
 }
 
+/** Ends all sessions of a namespace. */
+export function purge(target: string, namespace: string): void {
+  execFileSync(command, ["purge", "--yes", target, namespace], { stdio: ["ignore", "ignore", "inherit"] });
+}
+
 export const quiet = { info: ignore, warn: ignore, error: ignore };
 function ignore(): void {
   // without a reader
+}
+
+export function notCalled(): never {
+  throw new Error("not called");
+}
+
+/** A store that passes calls on, except for those that are given. */
+export function forwarding(store: Store, given: Partial<Store> = {}): Store {
+  return {
+    namespace: store.namespace,
+    get: (key, timeout) => store.get(key, timeout),
+    take: (key, timeout) => store.take(key, timeout),
+    batch: (operations, timeout) => store.batch(operations, timeout),
+    watchRemovals: () => store.watchRemovals(),
+    close: () => {
+      store.close();
+    },
+    ...given,
+  };
 }
 
 export interface Frontend {

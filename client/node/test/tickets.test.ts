@@ -15,6 +15,7 @@ import {
   frontend,
   keyringFile,
   pem,
+  purge,
   quiet,
   sharedStore,
   skip,
@@ -132,6 +133,20 @@ test("after close() no ticket of the fleet resumes", { skip }, async (context) =
   const { session } = await visit(one.port, "TLSv1.3");
   await other.sessions.close();
   assert(!(await resumes(other.port, "TLSv1.3", session)));
+});
+
+test("a purge ends the tickets of all servers, and later ones resume", { skip }, async (context) => {
+  const [one, other] = [await ticketServer(context, "purged"), await ticketServer(context, "purged")];
+  const { session } = await visit(one.port, "TLSv1.3");
+  const keys = [one, other].map(({ server }) => server.getTicketKeys());
+  purge((await sharedStore()).target, "purged");
+  await eventually("other keys", () =>
+    [one, other].every(({ server }, n) => !server.getTicketKeys().equals(keys[n] as Buffer)),
+  );
+  await eventually("the agreement", () => one.server.getTicketKeys().equals(other.server.getTicketKeys()));
+  assert(!(await resumes(other.port, "TLSv1.3", session)));
+  const { session: later } = await visit(one.port, "TLSv1.3");
+  assert(await resumes(other.port, "TLSv1.3", later));
 });
 
 test("a connection that shows another certificate after its handshake is ended", { skip }, async (context) => {
