@@ -237,10 +237,10 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 def time_calls(call: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
     """Return a wrapper of `call` that appends each duration to `seconds`."""
 
-    def call_and_time(*arguments: Any) -> Any:
+    def call_and_time(*arguments: Any, **options: Any) -> Any:
         started = time.perf_counter()
         try:
-            return call(*arguments)
+            return call(*arguments, **options)
         finally:
             seconds.append(time.perf_counter() - started)
 

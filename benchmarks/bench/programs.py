@@ -260,7 +260,7 @@ STACKS: tuple[Stack, ...] = (
         "apache",
         "mod_socache_memcache",
         "LoadModule socache_memcache_module /usr/lib/apache2/modules/mod_socache_memcache.so\n"
-        "SSLSessionCache memcache:{environment.memcached}\nSSLSessionTickets off",
+        "Define NoCache\nSSLSessionCache memcache:{environment.memcached}\nSSLSessionTickets off",
         MEMCACHED,
     ),
 )
