@@ -368,7 +368,7 @@ class TicketSecrets:
         return None
 
     def _erase(self, now: float) -> None:
-        """Drop the secrets that have ended, and those sealed with a key that the keyring has no more: it may be stolen."""
+        """Drop the secrets that have ended, and those whose key the keyring has no more: it may be stolen."""
         key_ids = {each.id for each in self._keyring.fleet_keys}
         for secret in list(self._by_name.values()):
             if now >= secret.not_after or secret.fleet_key.id not in key_ids:
