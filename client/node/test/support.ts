@@ -106,7 +106,7 @@ export function notCalled(): never {
   throw new Error("not called");
 }
 
-/** A store that passes calls on, except for those that are given. */
+/** A store that passes calls on, except for those in `given`. */
 export function forwarding(store: Store, given: Partial<Store> = {}): Store {
   return {
     namespace: store.namespace,
