@@ -106,7 +106,7 @@ func (a *agreement) pauseAfterRound() time.Duration {
 	return min(recheck, next+mathrand.N(a.rotation/nextWithin))
 }
 
-// wait waits for pause, or until an element arrives in wanted, and erases secrets at their end, or when the keyring has no longer their key.
+// wait waits for pause, or until an element arrives in wanted, and erases secrets at their end, or once the keyring no longer has their key.
 func (a *agreement) wait(ctx context.Context, pause time.Duration, wanted <-chan struct{}) {
 	for end := time.Now().Add(pause); ; {
 		a.eraseExpired()
