@@ -22,6 +22,10 @@ COMPOSE_GO  := v2.16.2
 # The oldest versions that pyproject.toml allows: the stubs then work with every newer one.
 STUB_TOOLS  := grpcio-tools==1.76.0 protobuf==6.31.1 mypy-protobuf==3.7.0
 
+# `$(INSTALL) PYTHON PACKAGES`. uv takes a tenth of pip's time, but reads none of pip's settings: where it reaches no
+# index, pip installs.
+INSTALL := sh -c '$(BIN)/uv pip install --quiet --python "$$0" "$$@" || $(BIN)/python -m pip --python "$$0" install --quiet "$$@"'
+
 # Whether all of these commands are installed: `command -v` with several names succeeds if the shell finds the first one.
 HAVE := sh -c 'for name; do command -v "$$name" >/dev/null || exit 1; done' have
 
@@ -45,23 +49,23 @@ $(BIN)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "resumed needs Python 3.10 or newer: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || deploy/debian-packages python3-venv
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	@echo "installing into $(VENV): a minute or so, once"
-	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "installing into $(VENV), once"
+	@$(BIN)/python -m pip install --quiet uv
 	@touch $@
 
 # The dependencies of the server and the demo.
 $(BIN)/.installed-demo: pyproject.toml | $(BIN)/.created
-	$(BIN)/python -m pip install --quiet --editable '.[server,pyopenssl]'
+	@$(INSTALL) $(BIN)/python --editable '.[server,pyopenssl]'
 	@touch $@
 
-# EXTRAS="deploy docs" installs these as well, in less time than one after the other.
+# EXTRAS="deploy docs" installs these as well.
 $(BIN)/.installed: pyproject.toml | $(BIN)/.created
-	$(BIN)/python -m pip install --quiet --editable '.[dev$(EXTRAS:%=,%)]'
+	@$(INSTALL) $(BIN)/python --editable '.[dev$(EXTRAS:%=,%)]'
 	@touch $@ $(patsubst %,$(BIN)/.installed-%,demo $(EXTRAS))
 
 # Extras of pyproject.toml that only some targets need.
 $(BIN)/.installed-%: $(BIN)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[dev,$*]'
+	@$(INSTALL) $(BIN)/python --editable '.[dev,$*]'
 	@touch $@
 
 .PHONY: demo
@@ -207,9 +211,9 @@ breaking: setup ## Compare the contract with that of the last release
 	if test -z "$$tag"; then echo "there is no release yet, so no change can break the contract"; else \
 	  git archive $$tag protos buf.yaml | tar -x -C $(BUILD)/against && $(BIN)/buf breaking --against $(BUILD)/against; fi
 
-$(BUILD)/stubs/bin/.installed-$(word 1,$(STUB_TOOLS)):
-	$(PYTHON) -m venv $(BUILD)/stubs
-	$(BUILD)/stubs/bin/pip install --quiet $(STUB_TOOLS)
+$(BUILD)/stubs/bin/.installed-$(word 1,$(STUB_TOOLS)): | $(BIN)/.created
+	$(PYTHON) -m venv --without-pip $(BUILD)/stubs
+	@$(INSTALL) $(BUILD)/stubs/bin/python $(STUB_TOOLS)
 	@touch $@
 
 OUT ?= client/python
