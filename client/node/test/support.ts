@@ -166,25 +166,27 @@ export interface Visit {
   session: Buffer | undefined;
 }
 
-/** Connects, waits for the first byte (and so for the tickets), and leaves without close_notify. */
+/** Connects, waits for the first byte (and for a ticket), and leaves without close_notify. */
 export async function visit(
   port: number,
   version: Version,
   session?: Buffer,
   options: tls.ConnectionOptions = {},
+  ticket?: boolean,
 ): Promise<Visit> {
-  const socket = await connect(port, version, session, options);
+  const socket = await connect(port, version, session, options, ticket);
   const result = { resumed: socket.isSessionReused(), session: sessionOf(socket) };
   socket.destroy();
   return result;
 }
 
-/** A connection that has received its first byte and its first ticket. */
+/** A connection that has received its first byte, and its first ticket if `ticket`. */
 export async function connect(
   port: number,
   version: Version,
   session?: Buffer,
   options: tls.ConnectionOptions = {},
+  ticket = version === "TLSv1.3",
 ): Promise<tls.TLSSocket> {
   const socket = tls.connect({
     port,
@@ -202,7 +204,7 @@ export async function connect(
   // In TLS 1.3 a server may send its first bytes before its tickets.
   const closed = once(socket, "close").then(() => Promise.reject(new Error("the server closed the connection")));
   closed.catch(ignore);
-  await Promise.race([closed, Promise.all([once(socket, "data"), version === "TLSv1.3" && once(socket, "session")])]);
+  await Promise.race([closed, Promise.all([once(socket, "data"), ticket && once(socket, "session")])]);
   return socket;
 }
 
