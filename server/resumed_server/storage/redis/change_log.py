@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.crc import key_slot
 
-from resumed_server.storage.redis.script_loader import load_script
 from resumed_server.storage.redis.topology import SlotsMoving
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ class ChangeLog:
         name = os.urandom(8).hex()
         for node, indexes in self._by_node().items():
             streams = [self._streams[each] for each in indexes]
-            lineages, ends = self._evaluate(node, load_script("log_end"), streams[0], name, *streams)
+            lineages, ends = self._evaluate(node, "log_end", streams[0], name, *streams)
             for each, mine, end in zip(indexes, lineages.split(), ends.split(), strict=True):
                 lineage[each], ids[each] = mine, _pack(end)
         return self.remember(StreamPositions(tuple(lineage), tuple(ids)))
@@ -170,9 +169,8 @@ class ChangeLog:
             if not unread:
                 continue
             ranges = [(self._streams[each], _text(start.ids[each]), _text(end.ids[each])) for each in unread]
-            answers = self._evaluate(
-                node, load_script("log_read"), ranges[0][0], limit, *(part for each in ranges for part in each)
-            )
+            parts = (part for each in ranges for part in each)
+            answers = self._evaluate(node, "log_read", ranges[0][0], limit, *parts)
             for each, (lineage, first, entries) in zip(unread, answers, strict=True):
                 if lineage != end.lineage[each] or _pack(first) > start.ids[each]:
                     return None
@@ -214,11 +212,10 @@ class ChangeLog:
 
     def _evaluate(self, node: str, script: str, key: bytes, *arguments: Any) -> Any:
         try:
-            (answer,) = self._nodes.query(node, [("EVAL", script, 1, key, *arguments)])
+            return self._nodes.evaluate(node, script, 1, key, *arguments)
         except SlotsMoving:
             self.refresh_placement()
             raise
-        return answer
 
 
 def streams_of(prefix: bytes, *, cluster: bool) -> list[bytes]:

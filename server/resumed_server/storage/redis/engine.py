@@ -203,8 +203,8 @@ class RedisEngine(Engine):
         """See Engine. Redis counts all keys of the database."""
         usage = StoreTotals(0, 0)
         with self._gate:
-            for _, ask in self._nodes.primary_infos():
-                info = ask()
+            for node in self._nodes.primaries():
+                info = self._nodes.info(node)
                 usage.sessions += info.get(f"db{self._url.database}", {}).get("keys", 0)
                 usage.bytes += info.get("used_memory", 0)
                 usage.evicted += info.get("evicted_keys", 0)
@@ -218,12 +218,15 @@ class RedisEngine(Engine):
         """See Engine. A cluster can serve as long as one of its primaries can."""
         failure = EngineUnavailable(f"Redis at {self._nodes.name} has no primaries")
         with self._gate:
-            for node, ask in self._nodes.primary_infos():
+            for node in self._nodes.primaries():
                 try:
-                    self._verify(ask())
-                    return self._verify_writable(node)
+                    self._verify(self._nodes.info(node))
+                    # Fails if the node refuses scripts that may write, as those of all operations.
+                    self._nodes.evaluate(node, "probe", 0)
                 except EngineUnavailable as error:
                     failure = error
+                else:
+                    return
         raise failure
 
     def close(self) -> None:
@@ -356,10 +359,6 @@ class RedisEngine(Engine):
                 self._removals.will_change(operation.namespace)
             return (*command, int(operation.tombstone), milliseconds(operation.ttl or 0.0), *log)
         return (*command, *log)
-
-    def _verify_writable(self, node: str) -> None:
-        """Raise EngineUnavailable if a node refuses scripts that may write, as those of all operations."""
-        self._nodes.query(node, [("EVAL", load_script("probe"), 0)])
 
     def _verify(self, info: Mapping[str, Any]) -> None:
         """Raise EngineUnavailable if a server with this INFO cannot be used."""

@@ -110,9 +110,7 @@ class Purges:
         mark = state = b""
         age = math.inf
         for node, streams in self._log.streams().items():
-            ((here, age_here, state_here),) = self._nodes.query(
-                node, [("EVAL", load_script("last_purge"), 0, namespace, *streams)]
-            )
+            here, age_here, state_here = self._nodes.evaluate(node, "last_purge", 0, namespace, *streams)
             mark, state, age = _latest(mark, here), _latest(state, state_here), min(age, age_here / 1000)
         cutoff = max(_seconds(mark), _seconds(state))
         if not cutoff:
@@ -178,9 +176,7 @@ class Purges:
                 return b"0", ()
             arguments = (cursor, pattern, count, self._prefix, int(deletes), *streams[:2])
             try:
-                (answer,) = self._nodes.query(
-                    node, [("EVAL", load_script("scan_namespaces"), 1, streams[0], *arguments)]
-                )
+                answer = self._nodes.evaluate(node, "scan_namespaces", 1, streams[0], *arguments)
             except SlotsMoving:
                 self._log.refresh_placement()
             else:

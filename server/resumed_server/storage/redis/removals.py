@@ -8,9 +8,8 @@ slots that have moved away since; all sets together have all removals.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from resumed_server.storage.redis.script_loader import load_script
 from resumed_server.storage.redis.topology import SlotsMoving
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Removals:
         """Add the removal of the session under a key of Redis, on a node that may not be that of the session."""
         stream = self._log.first_stream
         arguments = (b"%b~%b" % (stream, namespace.encode()), key, milliseconds(ttl))
-        self._evaluate(self._nodes.node_for(stream), "add_removal", 1, *arguments)
+        self._nodes.evaluate(self._nodes.node_for(stream), "add_removal", 1, *arguments)
 
     def will_change(self, namespace: str) -> None:
         """Remember that a namespace has removals, so that trim() deletes those that are over."""
@@ -57,7 +56,9 @@ class Removals:
                 there = set(self._log.streams().get(node, ()))
                 here = [unread[0], *(each for each in unread[1:] if each in there)]
                 try:
-                    done, cursor, *found = self._evaluate(node, "read_removals", 0, namespace, limit, cursor, *here)
+                    done, cursor, *found = self._nodes.evaluate(
+                        node, "read_removals", 0, namespace, limit, cursor, *here
+                    )
                 except SlotsMoving:
                     if (attempts := attempts + 1) == _ATTEMPTS:
                         raise
@@ -78,17 +79,13 @@ class Removals:
         try:
             streams = self._log.streams().items()
             left = sum(
-                self._evaluate(node, "trim_removals", 0, namespace, _TRIM_BATCH, *each) for node, each in streams
+                self._nodes.evaluate(node, "trim_removals", 0, namespace, _TRIM_BATCH, *each) for node, each in streams
             )
         except SlotsMoving:
             self._log.refresh_placement()
         finally:
             if left:
                 self.will_change(namespace)
-
-    def _evaluate(self, node: str, name: str, keys: int, *arguments: Any) -> Any:
-        (answer,) = self._nodes.query(node, [("EVAL", load_script(name), keys, *arguments)])
-        return answer
 
 
 def milliseconds(seconds: float) -> int:

@@ -15,7 +15,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import redis
 import redis.sentinel
@@ -25,6 +25,7 @@ from redis.credentials import CredentialProvider
 from redis.retry import Retry
 
 from resumed_server.storage.engine import EngineError, EngineFull, EngineUnavailable
+from resumed_server.storage.redis.script_loader import load_script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -96,14 +97,14 @@ class RedisTopology(ABC):
         """
         backoff = self._backoffs[node]
         backoff.check(node)
-        with self._translate_errors(node, backoff):
+        with self._translate_errors(node):
             answers = self._execute(node, list(map(_by_hash, commands)))
             if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
                 self._repeat(node, commands, answers)
         backoff.record_success()
         for position, answer in enumerate(answers):
             if isinstance(answer, Exception):
-                answers[position] = self._translate(answer, node, backoff)
+                answers[position] = self._translate(answer, node)
         return answers
 
     def query(self, node: str, commands: Sequence[Sequence[Any]]) -> list[Any]:
@@ -114,22 +115,23 @@ class RedisTopology(ABC):
                 raise answer
         return answers
 
-    def primary_infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
-        """Yield every primary, and a function that returns its INFO, regardless of the backoff.
+    def evaluate(self, node: str, script: str, keys: int, *arguments: Any) -> Any:
+        """Return the answer of a script to `arguments`, of which the first `keys` are keys; see query()."""
+        (answer,) = self.query(node, [("EVAL", load_script(script), keys, *arguments)])
+        return answer
 
-        Raises:
-            EngineError: The primaries are unknown.
-        """
-        for node, ask in self._infos():
+    def info(self, node: str) -> Mapping[str, Any]:
+        """Return the INFO of a node, regardless of the backoff; raise EngineError if it does not answer."""
+        with self._translate_errors(node):
+            (answer,) = self._execute(node, [("INFO",)])
+            if isinstance(answer, redis.ResponseError):
+                raise answer
+        self._backoffs[node].record_success()
+        return cast("Mapping[str, Any]", answer)
 
-            def info(node: str = node, ask: Callable[[], Mapping[str, Any]] = ask) -> Mapping[str, Any]:
-                backoff = self._backoffs[node]
-                with self._translate_errors(node, backoff):
-                    answer = ask()
-                backoff.record_success()
-                return answer
-
-            yield node, info
+    @abstractmethod
+    def primaries(self) -> list[str]:
+        """Return every primary; raise EngineError if they are unknown."""
 
     @abstractmethod
     def node_for(self, key: bytes) -> str:
@@ -179,19 +181,14 @@ class RedisTopology(ABC):
     @abstractmethod
     def _pools(self) -> Iterable[Any]: ...
 
-    @abstractmethod
-    def _infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]: ...
-
     @contextlib.contextmanager
-    def _translate_errors(self, node: str, backoff: NodeBackoff) -> Iterator[None]:
+    def _translate_errors(self, node: str) -> Iterator[None]:
         try:
             yield
         except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-            raise self._translate(error, node, backoff) from None
+            raise self._translate(error, node) from None
 
-    def _translate(  # noqa: PLR0911 - a table
-        self, error: Exception, node: str, backoff: NodeBackoff
-    ) -> EngineError:
+    def _translate(self, error: Exception, node: str) -> EngineError:  # noqa: PLR0911 - a table
         """Return the EngineError for `error`, without its text, which may contain keys and values."""
         exceptions = redis.exceptions
         if isinstance(error, exceptions.RedisClusterException):
@@ -210,7 +207,7 @@ class RedisTopology(ABC):
             return self._response_error(error, node)
         if isinstance(error, exceptions.MaxConnectionsError):  # which concerns this process, and not the node
             return EngineUnavailable(f"all connections to Redis at {node} are in use")
-        hint = backoff.record_failure(late=isinstance(error, redis.TimeoutError))
+        hint = self._backoffs[node].record_failure(late=isinstance(error, redis.TimeoutError))
         return EngineUnavailable(self._connection_error_text(error, node, hint))
 
     def _response_error(self, error: redis.ResponseError, node: str) -> EngineUnavailable:
@@ -242,6 +239,10 @@ class _SingleServer(RedisTopology):
         super().__init__(url)
         self._client: Any = client
 
+    def primaries(self) -> list[str]:
+        """See RedisTopology."""
+        return [self.name]
+
     def node_for(self, key: bytes) -> str:  # noqa: ARG002 - one node has all keys
         """See RedisTopology."""
         return self.name
@@ -264,9 +265,6 @@ class _SingleServer(RedisTopology):
     def _pools(self) -> Iterable[Any]:
         return [self._client.connection_pool]
 
-    def _infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
-        yield self.name, self._client.info
-
 
 class _Cluster(RedisTopology):
     """The primaries of a cluster. Connects when they are first needed, since redis-py queries them at once."""
@@ -277,15 +275,20 @@ class _Cluster(RedisTopology):
         self._lock = threading.Lock()
         self._cluster_client: Any = None
 
+    def primaries(self) -> list[str]:
+        """See RedisTopology."""
+        with self._translate_errors(self.name):
+            return [node.name for node in self._client().get_primaries()]
+
     def node_for(self, key: bytes) -> str:
         """See RedisTopology."""
-        with self._translate_errors(self.name, self._backoffs[self.name]):
+        with self._translate_errors(self.name):
             name: str = self._client().get_node_from_key(key).name
         return name
 
     def refresh(self) -> None:
         """See RedisTopology."""
-        with self._translate_errors(self.name, self._backoffs[self.name]):
+        with self._translate_errors(self.name):
             self._client().nodes_manager.initialize()
 
     def reconnect(self) -> None:
@@ -308,13 +311,6 @@ class _Cluster(RedisTopology):
     def _pools(self) -> Iterable[Any]:
         nodes = self._cluster_client.get_nodes() if self._cluster_client else []
         return [node.redis_connection.connection_pool for node in nodes if node.redis_connection]
-
-    def _infos(self) -> Iterator[tuple[str, Callable[[], Mapping[str, Any]]]]:
-        with self._translate_errors(self.name, self._backoffs[self.name]):
-            client = self._client()
-            primaries = client.get_primaries()
-        for node in primaries:
-            yield node.name, lambda node=node: client.execute_command("INFO", target_nodes=node)  # type: ignore[misc]
 
     def _client(self) -> Any:
         if self._cluster_client is None:
