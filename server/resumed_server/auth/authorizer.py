@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar, cast
+import functools
+from typing import TYPE_CHECKING, Protocol, cast
 
 from resumed_server.auth.identity import Unauthenticated, read_identities
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import grpc
 
@@ -16,12 +17,9 @@ if TYPE_CHECKING:
     from resumed_server.limits.enforcer import LimitEnforcer, LimitState
 
 _MAX_CACHED = 4_096
-"""Maximum number of cached certificates, and of cached decisions for each. A full cache is cleared."""
+"""Maximum number of cached certificates, and of cached decisions for each."""
 _MAX_NAMED = 3
 """Maximum number of identities in an error message."""
-
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
 
 
 class NotGranted(Exception):
@@ -93,21 +91,26 @@ class GrantsAuthorizer:
 
     def __init__(self, grants: Followed[Grants], enforcer: LimitEnforcer) -> None:
         self._grants, self._enforcer = grants, enforcer
-        self._cache: tuple[Grants, dict[bytes, CertificateIdentity]] = (grants.value, {})
+        self._cache = self._create_cache()
 
     def authenticate(self, context: grpc.ServicerContext) -> Caller:
         """Return the caller, by the client certificate of its connection."""
         pem = _certificate(context)
         cache = self._cache
         if cache[0] is not self._grants.value:
-            cache = self._cache = (self._grants.value, {})
-        grants, callers = cache
-        caller = callers.get(pem)
-        if caller is None:
+            cache = self._cache = self._create_cache()
+        return cache[1](pem)
+
+    def _create_cache(self) -> tuple[Grants, Callable[[bytes], CertificateIdentity]]:
+        """Return the present grants, and a function that returns a caller with them by its certificate."""
+        grants = self._grants.value
+
+        @functools.lru_cache(_MAX_CACHED)
+        def caller_of(pem: bytes) -> CertificateIdentity:
             identities = read_identities(pem)
-            caller = CertificateIdentity(identities, grants, self._enforcer.for_identities(identities))
-            _store(callers, pem, caller)
-        return caller
+            return CertificateIdentity(identities, grants, self._enforcer.for_identities(identities))
+
+        return grants, caller_of
 
 
 def describe_caller(context: grpc.ServicerContext) -> str:
@@ -124,20 +127,12 @@ class CertificateIdentity:
     def __init__(self, identities: tuple[str, ...], grants: Grants, limit: LimitState | None) -> None:
         self.limit = limit
         self._identities = identities
-        self._grants = grants
-        self._decisions: dict[tuple[str, str], bool] = {}
+        self._is_allowed = functools.lru_cache(_MAX_CACHED)(functools.partial(grants.is_allowed, identities))
 
     def authorize(self, operation: str, namespace: str) -> None:
         """See Caller."""
-        allowed = self._decisions.get((operation, namespace))
-        if allowed is None:
-            allowed = self._grants.is_allowed(self._identities, namespace, operation)
-            _store(self._decisions, (operation, namespace), allowed)
-        if not allowed:
-            self._reject(operation, namespace)
-
-    def _reject(self, operation: str, namespace: str) -> NoReturn:
-        raise NotGranted(_join(self._identities), namespace, operation)
+        if not self._is_allowed(namespace, operation):
+            raise NotGranted(_join(self._identities), namespace, operation)
 
 
 def _certificate(context: grpc.ServicerContext) -> bytes:
@@ -152,9 +147,3 @@ def _certificate(context: grpc.ServicerContext) -> bytes:
 def _join(identities: Sequence[str]) -> str:
     more = len(identities) - _MAX_NAMED
     return ", ".join(identities[:_MAX_NAMED]) + f" and {more} more" * (more > 0)
-
-
-def _store(cache: dict[_Key, _Value], key: _Key, value: _Value) -> None:
-    if len(cache) >= _MAX_CACHED:
-        cache.clear()
-    cache[key] = value

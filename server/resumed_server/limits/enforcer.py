@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -197,7 +198,7 @@ class LimitEnforcer:
     ) -> None:
         self._defaults = defaults if defaults and defaults != Limit() else None
         self._grants, self._shared = grants, shared or SharedCounters.create()
-        self._cache: tuple[Limits | None, dict[str, LimitState | None]] = (None, {})
+        self._cache = self._create_cache(None)
         self.observer: LimitObserver | None = None
 
     @property
@@ -231,15 +232,14 @@ class LimitEnforcer:
             return None
         cache = self._cache
         if cache[0] is not file:
-            cache = self._cache = (file, {})
-        states = cache[1]
-        if namespace not in states:
-            if len(states) >= _MAX_CACHED:
-                states.clear()
-            states[namespace] = self._create(namespace, file.limits if file else ())
-        return states[namespace]
+            cache = self._cache = self._create_cache(file)
+        return cache[1](namespace)
 
-    def _create(self, namespace: str, limits: Sequence[Limit]) -> LimitState | None:
+    def _create_cache(self, file: Limits | None) -> tuple[Limits | None, Callable[[str], LimitState | None]]:
+        create = functools.partial(self._create, file.limits if file else ())
+        return file, functools.lru_cache(_MAX_CACHED)(create)
+
+    def _create(self, limits: Sequence[Limit], namespace: str) -> LimitState | None:
         for limit in limits:
             if limit.matches_namespace(namespace):
                 return LimitState(", ".join(limit.namespaces), limit, self._shared, self._on_rejection)
