@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -26,8 +26,6 @@ from resumed_server.rpc.validation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from grpc import ServicerContext
 
     from resumed_server.auth.authorizer import Authorizer
@@ -36,15 +34,7 @@ if TYPE_CHECKING:
 
 _THREADS = 2
 
-_Rpc = TypeVar("_Rpc", bound="Callable[..., object]")
-
 _log = structlog.get_logger()
-
-
-def _in_admin_threads(rpc: _Rpc) -> _Rpc:
-    """Run an RPC in threads that serve no sessions."""
-    rpc.executor = ThreadPoolExecutor(_THREADS, "admin")  # type: ignore[attr-defined]
-    return rpc
 
 
 class AdminService(AdminServiceServicer):
@@ -61,7 +51,6 @@ class AdminService(AdminServiceServicer):
         self._authorizer = authorizer or AllowAll()
         self.observer = observer or NullObserver()
 
-    @_in_admin_threads
     @unary_handler
     def Purge(self, request: pb.PurgeRequest, context: ServicerContext) -> pb.PurgeResponse:
         """Remove all sessions of a namespace that were issued before a time."""
@@ -88,7 +77,6 @@ class AdminService(AdminServiceServicer):
         write_time(response.issued_before_time, cutoff)
         return response
 
-    @_in_admin_threads
     @unary_handler
     def Stats(self, request: pb.StatsRequest, context: ServicerContext) -> pb.StatsResponse:
         """Count the sessions of one namespace, or of each namespace."""
@@ -109,6 +97,10 @@ class AdminService(AdminServiceServicer):
         if len(usages) > size:
             response.next_page_token = usages[size - 1][0]
         return response
+
+    # Threads that serve no sessions.
+    Purge.executor = ThreadPoolExecutor(_THREADS, "admin")  # type: ignore[attr-defined]
+    Stats.executor = ThreadPoolExecutor(_THREADS, "admin")  # type: ignore[attr-defined]
 
 
 def _write_usage(stats: pb.NamespaceStats, usage: NamespaceUsage) -> None:

@@ -44,14 +44,9 @@ class DelayedRejection(BaseException):
 
 
 class DelayQueue:
-    """Runs actions after a delay, in a thread that starts with the first action.
+    """Runs actions after a delay, in a thread that starts with the first action."""
 
-    Args:
-        clock: Monotonic seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._actions: list[tuple[float, int, Callable[[], object]]] = []
         self._closed = False
@@ -61,7 +56,7 @@ class DelayQueue:
     def schedule(self, seconds: float, action: Callable[[], object]) -> None:
         """Run `action` in `seconds`. With MAX_DELAYED actions in the queue, run the next one due now."""
         with self._changed:
-            heapq.heappush(self._actions, (self._clock() + seconds, next(self._numbers), action))
+            heapq.heappush(self._actions, (time.monotonic() + seconds, next(self._numbers), action))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="delay-queue", daemon=True)
                 self._thread.start()
@@ -79,8 +74,8 @@ class DelayQueue:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._closed and (not self._actions or self._actions[0][0] > self._clock()):
-                    self._changed.wait(self._actions[0][0] - self._clock() if self._actions else None)
+                while not self._closed and (not self._actions or self._actions[0][0] > time.monotonic()):
+                    self._changed.wait(self._actions[0][0] - time.monotonic() if self._actions else None)
                 if self._closed:
                     return
                 _, _, action = heapq.heappop(self._actions)

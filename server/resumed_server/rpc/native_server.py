@@ -50,7 +50,7 @@ class NativeServer:
         self._threads = threads
         self._shared = shared
         self._metadata = metadata
-        self._methods: dict[str, _Method] = {}
+        self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._listeners: list[NativeGrpcFront] = []
         self._delay_queue = DelayQueue()
         self._in_flight: deque[None] = deque()  # a counter: append() and pop() are atomic
@@ -67,7 +67,7 @@ class NativeServer:
     ) -> None:
         """See grpc.Server."""
         self._fallback_server.add_registered_method_handlers(service, handlers)
-        self._methods |= {f"/{service}/{name}": _Method(each) for name, each in handlers.items() if each.unary_unary}
+        self._methods |= {f"/{service}/{name}": each for name, each in handlers.items() if each.unary_unary}
 
     def add_insecure_port(self, address: str) -> int:
         """See grpc.Server.
@@ -122,7 +122,7 @@ class NativeServer:
         shutil.rmtree(self._directory, ignore_errors=True)
         self._stopped.set()
 
-    def _work(self, listener: NativeGrpcFront, methods: list[_Method]) -> None:
+    def _work(self, listener: NativeGrpcFront, methods: list[Any]) -> None:
         # Receive one call at a time: a second one would wait for this thread while the engine blocks it.
         receive: Callable[[int], list[Any] | None] = (
             listener.recv_batch_details if self._metadata else listener.recv_batch
@@ -136,9 +136,7 @@ class NativeServer:
                 finally:
                     self._in_flight.pop()
 
-    def _respond(
-        self, listener: NativeGrpcFront, call: int, method: _Method, message: bytes, context: _Context
-    ) -> None:
+    def _respond(self, listener: NativeGrpcFront, call: int, method: Any, message: bytes, context: _Context) -> None:
         try:
             listener.respond(call, self._run(method, message, context))
         except DelayedRejection as rejection:
@@ -153,28 +151,19 @@ class NativeServer:
         except _Aborted as error:
             _fail(listener, call, error)
 
-    def _run(self, method: _Method, message: bytes, context: _Context) -> bytes:
+    def _run(self, method: Any, message: bytes, context: _Context) -> bytes:
+        """Return the encoded response of a method, a grpc.RpcMethodHandler."""
         if self._stopping:
             raise Stopping
         if len(message) > MAX_MESSAGE:
             raise MessageTooLarge
-        return method.encode(method.behaviour(method.decode(message), context))
+        response = method.unary_unary(method.request_deserializer(message), context)
+        return cast("bytes", method.response_serializer(response))
 
 
 def _fail(listener: NativeGrpcFront, call: int, error: Exception) -> None:
     status = error.status if isinstance(error, _Aborted) else rpc_status.to_status(to_status(error, None))
     listener.fail(call, status.code.value[0], status.details, status.trailing_metadata)
-
-
-class _Method:
-    """A method, and the codecs of its messages."""
-
-    __slots__ = ("behaviour", "decode", "encode")
-
-    def __init__(self, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
-        self.decode = cast("Callable[[bytes], Any]", handler.request_deserializer)
-        self.behaviour = cast("Callable[[Any, Any], Any]", handler.unary_unary)
-        self.encode = cast("Callable[[Any], bytes]", handler.response_serializer)
 
 
 class _Aborted(Exception):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from resumed.v1 import session_store_pb2 as pb
 from resumed.v1.session_store_pb2_grpc import SessionStoreServiceServicer
@@ -47,13 +47,6 @@ if TYPE_CHECKING:
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["SessionStoreService"].full_name
 _MAY_ADD_ENTRY = storage.Put | storage.Remove
 """Operations that may add a session or a tombstone. (A Take replaces its session by a tombstone.)"""
-
-
-class _SessionRef(Protocol):
-    @property
-    def namespace(self) -> str: ...
-    @property
-    def key(self) -> bytes: ...
 
 
 class SessionStoreService(SessionStoreServiceServicer):
@@ -300,7 +293,9 @@ def _validate_remove(request: pb.RemoveRequest, caller: Caller) -> storage.Remov
     return storage.Remove(*ref, ttl)
 
 
-def _validate_ref(request: _SessionRef, operation: str, caller: Caller) -> tuple[str, bytes]:
+def _validate_ref(
+    request: pb.PutRequest | pb.GetRequest | pb.TakeRequest | pb.RemoveRequest, operation: str, caller: Caller
+) -> tuple[str, bytes]:
     """Return the namespace and the key of a request, on which `caller` is granted `operation`."""
     namespace, key = request.namespace, request.key
     validate_namespace(namespace)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import structlog
-from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.any import pack
 from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -136,13 +136,7 @@ def to_status(error: Exception, request: Any) -> Status:
     elif not isinstance(error, _NOT_LOGGED):
         _log(mapping, error)
     details.insert(0, ErrorInfo(reason=pb.ErrorReason.Name(mapping.reason), domain=DOMAIN, metadata=metadata))
-    return Status(code=mapping.code.value[0], message=text, details=map(_pack, details))
-
-
-def _pack(message: Message) -> AnyMessage:
-    packed = AnyMessage()
-    packed.Pack(message)
-    return packed
+    return Status(code=mapping.code.value[0], message=text, details=map(pack, details))
 
 
 def abort(context: ServicerContext, status: Status) -> NoReturn:

@@ -132,20 +132,20 @@ class WatchHub:
             WatcherTooSlow: The log lost changes before they were read.
             EngineUnavailable: The engine does not respond.
         """
-        until, position, topic = subscription.position, after, subscription.topic
-        if (read := self._read_missed(position, until, topic)) is None:
+        until, topic = subscription.position, subscription.topic
+        read = self._read_missed(after, until, topic)
+        if not read:
             return
         yield Message((), after, self._clock())
-        while True:
+        while read:
             changes, position = read
             ours = [change for change in changes if topic in Topic.all_of(change)]
             if ours:
                 yield Message(ours, position, self._clock())
             if position == until:
                 return
-            if (again := self._read_missed(position, until, topic)) is None:
-                raise WatcherTooSlow("the change log moved on while a watcher caught up")
-            read = again
+            read = self._read_missed(position, until, topic)
+        raise WatcherTooSlow("the change log moved on while a watcher caught up")
 
     def snapshot(self, subscription: Subscription) -> Iterator[Message]:
         """Yield the last purge of the namespace, all lasting removals in force, and the changes in the meantime.
