@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from structlog.processors import CallsiteParameter, CallsiteParameterAdder
 
 from resumed_server.errors import exception_fields, should_log
 
 if TYPE_CHECKING:
-    from structlog.typing import EventDict, Processor, WrappedLogger
+    from structlog.typing import Processor
 
     from resumed_server.errors import UserError
 
@@ -47,16 +47,11 @@ def _processors(log_format: str) -> list[Processor]:
     return [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _add_process,
+        CallsiteParameterAdder([CallsiteParameter.PROCESS]),
         structlog.processors.JSONRenderer()
         if log_format == "json"
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
     ]
-
-
-def _add_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    event["process"] = os.getpid()
-    return event
 
 
 class _StdlibBridge(logging.Handler):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.rpc.code_pb2 import Code
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -38,6 +38,7 @@ _SERVICES: dict[str, str] = {
 """The service of each method; method names are unique."""
 
 _Figures = dict[str, Any]
+_Labels = TypeVar("_Labels", bound=tuple[str, ...])
 
 
 class MetricsCollector(Collector):
@@ -69,18 +70,20 @@ class MetricsCollector(Collector):
         }
         now = self._clock()
         up = {worker: now - figures["published"] < STALE_SECONDS for worker, figures in by_worker.items()}
+        all_workers = list(by_worker.values())
         live_workers = [figures for worker, figures in by_worker.items() if up[worker]]
+        recorded = [figures["recorded"] for figures in all_workers]
         yield InfoMetricFamily("resumed_build", "Version and configuration of this server.", value=self._build)
-        yield from _calls([figures["recorded"] for figures in by_worker.values()])
-        yield from _load([figures["recorded"] for figures in by_worker.values()])
-        yield from _connections(list(by_worker.values()), live_workers)
-        yield from _storage_connections(list(by_worker.values()), live_workers)
-        yield from self._limits([figures["recorded"]["limited"] for figures in by_worker.values()])
+        yield from _calls(recorded)
+        yield from _load(recorded)
+        yield from _connections(all_workers, live_workers)
+        yield from _storage_connections(all_workers, live_workers)
+        yield from self._limits([each["limited"] for each in recorded])
         yield from _reloads(live_workers)
-        yield from _process(list(by_worker.values()), live_workers)
-        yield _operations([figures["recorded"]["operations"] for figures in by_worker.values()])
-        yield from self._store(list(by_worker.values()), live_workers)
-        yield from _watchers(list(by_worker.values()), live_workers)
+        yield from _process(all_workers, live_workers)
+        yield _operations([each["operations"] for each in recorded])
+        yield from self._store(all_workers, live_workers)
+        yield from _watchers(all_workers, live_workers)
         yield from _certificate(live_workers)
         yield from _workers(by_worker, up)
 
@@ -94,10 +97,11 @@ class MetricsCollector(Collector):
                 rejections[subject, limit] += number
         amounts = {key: amount for key, (amount, _) in limits.items()}
         uses = {key: use for key, (_, use) in limits.items() if use is not None}
-        yield _by_limit(GaugeMetricFamily, "resumed_limit", "Amount of a limit.", amounts)
-        yield _by_limit(GaugeMetricFamily, "resumed_limit_used", "Use of a limit of sessions or bytes.", uses)
+        labels = ("subject", "limit")
+        yield _labelled(GaugeMetricFamily, "resumed_limit", "Amount of a limit.", labels, amounts)
+        yield _labelled(GaugeMetricFamily, "resumed_limit_used", "Use of a limit of sessions or bytes.", labels, uses)
         text = "Calls, operations and Watch streams that a limit rejected."
-        yield _by_limit(CounterMetricFamily, "resumed_limit_rejections", text, rejections)
+        yield _labelled(CounterMetricFamily, "resumed_limit_rejections", text, labels, rejections)
 
     def _store(self, all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
         # All workers share one storage: the latest figures count. A new worker does not have any yet.
@@ -131,13 +135,15 @@ class MetricsCollector(Collector):
         yield GaugeMetricFamily("resumed_engine_up", "Whether the storage engine responds to any worker.", ready)
 
 
-def _by_limit(
+def _labelled(
     kind: type[GaugeMetricFamily | CounterMetricFamily],
     name: str,
     documentation: str,
-    values: Mapping[tuple[str, str], int],
+    labels: Sequence[str],
+    values: Mapping[_Labels, float],
 ) -> Metric:
-    family = kind(name, documentation, labels=("subject", "limit"))
+    """Return a metric with a series for each key of `values`, which has the values of its labels."""
+    family = kind(name, documentation, labels=labels)
     for key, value in values.items():
         family.add_metric(key, value)
     return family
@@ -156,19 +162,20 @@ def _calls(by_worker: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
             codes.update({(method, code): 0 for code in _EXPECTED})
         for method, code, number in recorded["failures"]:
             codes[method, Code.Name(code)] += number
-    calls = CounterMetricFamily(
-        "resumed_calls", "Calls by method and gRPC status; a Batch is one.", labels=["grpc_service", "method", "code"]
+    yield _labelled(
+        CounterMetricFamily,
+        "resumed_calls",
+        "Calls by method and gRPC status; a Batch is one.",
+        ("grpc_service", "method", "code"),
+        {(_SERVICES.get(method, ""), method, code): number for (method, code), number in codes.items()},
     )
-    for (method, code), number in codes.items():
-        calls.add_metric([_SERVICES.get(method, ""), method, code], number)
-    yield calls
     times = HistogramMetricFamily(
         "resumed_call_duration_seconds",
         "Duration of successful calls in the handler, without network and wait for a thread.",
         labels=["grpc_service", "method"],
     )
     for method, counts in buckets.items():
-        times.add_metric([_SERVICES.get(method, ""), method], cumulative(BOUNDS, counts), seconds[method])
+        times.add_metric([_SERVICES.get(method, ""), method], _cumulative(counts), seconds[method])
     yield times
 
 
@@ -193,9 +200,7 @@ def _histogram(name: str, documentation: str, by_worker: Sequence[tuple[Sequence
     """Return the durations of all workers together."""
     counts = [sum(column) for column in zip(*(buckets for buckets, _ in by_worker), strict=True)]
     times = HistogramMetricFamily(name, documentation)
-    times.add_metric(
-        [], cumulative(BOUNDS, counts or [0] * (len(BOUNDS) + 1)), sum(seconds for _, seconds in by_worker)
-    )
+    times.add_metric([], _cumulative(counts or [0] * (len(BOUNDS) + 1)), sum(seconds for _, seconds in by_worker))
     return times
 
 
@@ -211,24 +216,23 @@ def _connections(all_workers: Sequence[_Figures], live_workers: Sequence[_Figure
     yield CounterMetricFamily(
         "resumed_tls_handshakes", "TLS handshakes that clients have begun.", _total(all_workers, "handshakes")
     )
-    refused = CounterMetricFamily(
-        "resumed_tls_handshakes_refused", "TLS handshakes that failed, by reason.", labels=["reason"]
+    refused = [figures["recorded"]["refused_handshakes"] for figures in all_workers]
+    yield _labelled(
+        CounterMetricFamily,
+        "resumed_tls_handshakes_refused",
+        "TLS handshakes that failed, by reason.",
+        ("reason",),
+        {(reason,): sum(each.get(reason, 0) for each in refused) for reason in REASONS},
     )
-    for reason in REASONS:
-        refused.add_metric(
-            [reason], sum(figures["recorded"]["refused_handshakes"].get(reason, 0) for figures in all_workers)
-        )
-    yield refused
 
 
 def _storage_connections(all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
     pools = [figures["storage_connections"] for figures in live_workers if figures["storage_connections"]]
     if not pools:
         return
-    states = GaugeMetricFamily("resumed_storage_connections", "Open connections to Redis, by use.", labels=["state"])
-    for state in ("used", "idle"):
-        states.add_metric([state], sum(pool[state] for pool in pools))
-    yield states
+    states = {(state,): sum(pool[state] for pool in pools) for state in ("used", "idle")}
+    text = "Open connections to Redis, by use."
+    yield _labelled(GaugeMetricFamily, "resumed_storage_connections", text, ("state",), states)
     yield GaugeMetricFamily(
         "resumed_storage_max_connections",
         "Maximum number of connections to Redis.",
@@ -245,21 +249,15 @@ def _reloads(live_workers: Sequence[_Figures]) -> Iterator[Metric]:
     """Yield the state of the files that the server reloads, of the worker where it is worst."""
     states: dict[str, list[tuple[bool, float]]] = defaultdict(list)
     for figures in live_workers:
-        for name, successful, moment in figures["reloads"]:
-            states[name].append((successful, moment))
-    successful = GaugeMetricFamily(
-        "resumed_config_last_reload_successful", "Whether the present content of a file is in use.", labels=["file"]
-    )
-    moments = GaugeMetricFamily(
-        "resumed_config_last_reload_success_timestamp_seconds",
-        "Time of the last successful reload of a file, in Unix seconds.",
-        labels=["file"],
-    )
-    for name, states_of_file in states.items():
-        successful.add_metric([name], min(state for state, _ in states_of_file))
-        moments.add_metric([name], min(moment for _, moment in states_of_file))
-    yield successful
-    yield moments
+        for name, state, moment in figures["reloads"]:
+            states[name].append((state, moment))
+    successful = {(name,): min(state for state, _ in each) for name, each in states.items()}
+    moments = {(name,): min(moment for _, moment in each) for name, each in states.items()}
+    text = "Whether the present content of a file is in use."
+    yield _labelled(GaugeMetricFamily, "resumed_config_last_reload_successful", text, ("file",), successful)
+    name = "resumed_config_last_reload_success_timestamp_seconds"
+    text = "Time of the last successful reload of a file, in Unix seconds."
+    yield _labelled(GaugeMetricFamily, name, text, ("file",), moments)
 
 
 def _process(all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
@@ -286,15 +284,17 @@ def _operations(by_worker: Sequence[Mapping[str, Sequence[int]]]) -> Metric:
     for namespaces in by_worker:
         for namespace, row in namespaces.items():
             rows[namespace] = [sum(pair) for pair in zip(rows[namespace], row, strict=True)]
-    operations = CounterMetricFamily(
+    return _labelled(
+        CounterMetricFamily,
         "resumed_operations",
         "Operations by namespace and outcome, including those of Batches; namespaces beyond the first 64 are 'other'.",
-        labels=["session_namespace", "operation", "outcome"],
+        ("session_namespace", "operation", "outcome"),
+        {
+            (namespace, *outcome): count
+            for namespace, row in rows.items()
+            for outcome, count in zip(OUTCOMES, row, strict=True)
+        },
     )
-    for namespace, row in rows.items():
-        for (operation, outcome), count in zip(OUTCOMES, row, strict=True):
-            operations.add_metric([namespace, operation, outcome], count)
-    return operations
 
 
 def _watchers(all_workers: Sequence[_Figures], live_workers: Sequence[_Figures]) -> Iterator[Metric]:
@@ -329,34 +329,26 @@ def _certificate(live_workers: Sequence[_Figures]) -> Iterator[Metric]:
 
 def _workers(by_worker: Mapping[str, _Figures], up: Mapping[str, bool]) -> Iterator[Metric]:
     """Yield the metrics of each worker."""
-    kinds: dict[str, type[GaugeMetricFamily | CounterMetricFamily]] = {"g": GaugeMetricFamily, "c": CounterMetricFamily}
-    for kind, name, documentation, value in (
-        ("g", "up", "Whether the worker runs and does not hang.", lambda _: True),
-        ("g", "ready", "Whether the storage engine responds to this worker.", lambda figures: figures["ready"]),
-        (
-            "g",
-            "process_resident_memory_bytes",
-            "Resident memory of the worker in bytes.",
-            lambda figures: figures["resident_bytes"],
-        ),
-        (
-            "g",
-            "process_start_time_seconds",
-            "Start time of the worker, in Unix seconds.",
-            lambda figures: figures["started"],
-        ),
-        (
-            "c",
-            "process_cpu_seconds",
-            "Processor time of the worker in seconds.",
-            lambda figures: figures["totals"]["cpu_seconds"],
-        ),
-        ("c", "calls", "Calls that the worker completed.", _calls_of),
+    yield _labelled(
+        GaugeMetricFamily,
+        "resumed_worker_up",
+        "Whether the worker runs and does not hang.",
+        ("worker",),
+        {(worker,): is_up for worker, is_up in up.items()},
+    )
+    for name, documentation, key in (
+        ("ready", "Whether the storage engine responds to this worker.", "ready"),
+        ("process_resident_memory_bytes", "Resident memory of the worker in bytes.", "resident_bytes"),
+        ("process_start_time_seconds", "Start time of the worker, in Unix seconds.", "started"),
     ):
-        family = kinds[kind](f"resumed_worker_{name}", documentation, labels=["worker"])
-        for worker, figures in by_worker.items():
-            family.add_metric([worker], value(figures) if kind == "c" or up[worker] else 0)
-        yield family
+        gauges = {(worker,): figures[key] if up[worker] else 0 for worker, figures in by_worker.items()}
+        yield _labelled(GaugeMetricFamily, f"resumed_worker_{name}", documentation, ("worker",), gauges)
+    seconds = {(worker,): figures["totals"]["cpu_seconds"] for worker, figures in by_worker.items()}
+    text = "Processor time of the worker in seconds."
+    yield _labelled(CounterMetricFamily, "resumed_worker_process_cpu_seconds", text, ("worker",), seconds)
+    calls = {(worker,): _calls_of(figures) for worker, figures in by_worker.items()}
+    text = "Calls that the worker completed."
+    yield _labelled(CounterMetricFamily, "resumed_worker_calls", text, ("worker",), calls)
 
 
 def _calls_of(figures: _Figures) -> int:
@@ -366,10 +358,10 @@ def _calls_of(figures: _Figures) -> int:
     return answered + failed
 
 
-def cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
-    """Return the cumulative buckets of a Prometheus histogram."""
+def _cumulative(counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Return the cumulative buckets of a Prometheus histogram with BOUNDS."""
     reached, buckets = 0, []
-    for bound, count in zip([*map(repr, bounds), "+Inf"], counts, strict=True):
+    for bound, count in zip([*map(repr, BOUNDS), "+Inf"], counts, strict=True):
         reached += count
         buckets.append((bound, float(reached)))
     return buckets

@@ -48,7 +48,7 @@ class Endpoint:
     def __init__(self, addresses: Sequence[Address], collector: Collector) -> None:
         registry = CollectorRegistry()
         registry.register(collector)
-        handler = type("Handler", (_Handler,), {"registry": registry})
+        handler = _Handler.factory(registry)
         self._servers = []
         for where in [where for address in addresses for where in _resolve(address)]:
             try:
