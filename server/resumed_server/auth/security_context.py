@@ -44,18 +44,16 @@ class SecurityContext:
     def __init__(self, settings: Settings, counters: SharedCounters) -> None:
         self.certificates: ServerCertificates | None = None
         self.authorizer: Authorizer = AllowAll()
-        limit = _namespace_limit(settings)
-        self.enforcer = LimitEnforcer(limit, None, counters)
         self.files: list[Followed[Any]] = []
         if settings.tls_cert:
             certificates = tls.watch_files(settings.tls_cert, settings.tls_key, settings.client_ca)
             self.certificates = ServerCertificates(certificates, renewal=settings.max_connection_age)
             self.files.append(certificates)
-        if settings.grants:
-            granted = grants.watch_file(settings.grants)
+        granted = grants.watch_file(settings.grants) if settings.grants else None
+        self.enforcer = LimitEnforcer(_namespace_limit(settings), granted, counters)
+        if granted:
             if not granted.value.grants:
                 log.warning("the grants file has no grant: every call is denied", file=settings.grants)
-            self.enforcer = LimitEnforcer(limit, granted, counters)
             self.authorizer = GrantsAuthorizer(granted, self.enforcer)
             self.files.append(granted)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from resumed_server.errors import UserError, exception_fields
+from resumed_server.errors import ExitStatus, UserError, exception_fields
 from resumed_server.observability.logging import log_start_error
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
 STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
-USER_ERROR = 2
-"""Exit status of a worker that cannot start because of an error of the user."""
 
 _SIGNALS = STOP_SIGNALS | {signal.SIGCHLD}
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 10.0
@@ -82,7 +80,7 @@ class _WorkerPool:
         now = time.monotonic()
         for worker, status in _reap():
             number, started, delay = self._running.pop(worker)
-            if status == USER_ERROR and worker in self.first_generation:
+            if status == ExitStatus.USAGE and worker in self.first_generation:
                 self.failed = True
                 return
             self.first_generation.discard(worker)
@@ -106,7 +104,7 @@ class _WorkerPool:
         if self._running:
             log.warning("killing workers", workers=list(self._running))
             self._send(signal.SIGKILL)
-        return USER_ERROR if self.failed else 0
+        return ExitStatus.USAGE if self.failed else 0
 
     def _send(self, number: int) -> None:
         for worker in self._running:
@@ -143,7 +141,7 @@ def _fork(work: Callable[[], int]) -> int:
         status = work()
     except UserError as error:
         log_start_error(error)
-        status = USER_ERROR
+        status = ExitStatus.USAGE
     except BaseException as error:  # noqa: BLE001 - the child must not return into the supervisor's code
         log.critical("worker failed", **exception_fields(error))
     finally:
