@@ -23,6 +23,8 @@ from resumed._transport.target import Target
 from resumed_server.errors import ExitStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from resumed._transport.target import SocketAddress
     from resumed_server.cli.tls_options import TlsOptions
 
@@ -52,114 +54,95 @@ class Failure(Exception):
         self.explanation = Explanation(problem, remedy, status)
 
 
-# A pattern of an error that begins with its status code, its meaning and the remedy; the first match counts.
-_SPECIFIC = (
-    (
-        r"DNS|errors resolving|name resolution|does not resolve",
+# By a pattern of an error that begins with its status code: its meaning and the remedy; the first match counts.
+_SPECIFIC = {
+    r"DNS|errors resolving|name resolution|does not resolve": Explanation(
         "the name does not resolve",
         "check the spelling, and the DNS configuration of this machine",
         ExitStatus.RETRY,
     ),
-    (
-        r"Connection refused",
+    r"Connection refused": Explanation(
         "no process listens there",
         "start the store (`resumed serve`), or correct the address",
         ExitStatus.RETRY,
     ),
-    (
-        r"No such file",
+    r"No such file": Explanation(
         "there is no such socket",
         "start the store with --listen unix:PATH, or correct the path",
         ExitStatus.RETRY,
     ),
-    (
-        r"Permission denied",
+    r"Permission denied": Explanation(
         "this user may not use the socket",
         "run this as the user that runs the store",
-        ExitStatus.FAILED,
     ),
-    (
-        r"unreachable|No route",
+    r"unreachable|No route": Explanation(
         "the address is unreachable",
         "check address, routes and firewall",
         ExitStatus.RETRY,
     ),
-    (
-        r"http2 header with status|HTTP status",
+    r"http2 header with status|HTTP status": Explanation(
         "a web server or proxy responds, not the store",
         "correct the target; where http_proxy or grpc_proxy is set, add the store to no_proxy",
-        ExitStatus.FAILED,
     ),
-    (
-        r"^(UNIMPLEMENTED|NOT_FOUND)",
+    r"^(UNIMPLEMENTED|NOT_FOUND)": Explanation(
         "a gRPC server responds, but it is not a resumed store",
         "correct the port; `resumed serve` listens on 7400 by default",
-        ExitStatus.FAILED,
     ),
-    (
-        r"^UNAUTHENTICATED",
+    r"^UNAUTHENTICATED": Explanation(
         "the store does not accept this client",
         "use a certificate that the store trusts",
-        ExitStatus.FAILED,
     ),
-    (
-        r"^PERMISSION_DENIED",
+    r"^PERMISSION_DENIED": Explanation(
         "no grant allows this",
         "add one to the store's grants file; `resumed grants check` explains its decisions",
-        ExitStatus.FAILED,
     ),
-    (r"^INVALID_ARGUMENT", "the store rejects the request", "correct it", ExitStatus.USAGE),
-    (
-        r"^RESOURCE_EXHAUSTED.*limit",
+    r"^INVALID_ARGUMENT": Explanation(
+        "the store rejects the request",
+        "correct it",
+        ExitStatus.USAGE,
+    ),
+    r"^RESOURCE_EXHAUSTED.*limit": Explanation(
         "a limit of the store is used up",
         "raise it in the store's grants file, or use less",
         ExitStatus.RETRY,
     ),
-    (
-        r"^RESOURCE_EXHAUSTED",
+    r"^RESOURCE_EXHAUSTED": Explanation(
         "the store is full, or overloaded",
         "give it more --capacity or --workers; see its log",
         ExitStatus.RETRY,
     ),
-    (
-        r"^UNAVAILABLE.*storage",
+    r"^UNAVAILABLE.*storage": Explanation(
         "the storage of the store is unavailable",
         "see the store's log",
         ExitStatus.RETRY,
     ),
-    (
-        r"^UNAVAILABLE.*is stopping",
+    r"^UNAVAILABLE.*is stopping": Explanation(
         "the server is shutting down",
         "try again: another one takes over",
         ExitStatus.RETRY,
     ),
-    (
-        r"^UNAVAILABLE.*watchers",
+    r"^UNAVAILABLE.*watchers": Explanation(
         "the server has reached its limit of watchers",
         "give the store more --workers, or more servers",
         ExitStatus.RETRY,
     ),
-    (
-        r"^ABORTED",
+    r"^ABORTED": Explanation(
         "the watcher did not keep up with the store",
         "try again; reduce the load on this machine",
         ExitStatus.RETRY,
     ),
-)
-_GENERAL = (
-    (
-        r"^DEADLINE_EXCEEDED|[Tt]imed? ?out|FD Shutdown",
+}
+_GENERAL = {
+    r"^DEADLINE_EXCEEDED|[Tt]imed? ?out|FD Shutdown": Explanation(
         "no answer in time",
         "check address and firewall, and that the store is not overloaded; --deadline gives it more time",
         ExitStatus.RETRY,
     ),
-    (
-        r"^(UNAVAILABLE|UNKNOWN|CANCELLED)",
+    r"^(UNAVAILABLE|UNKNOWN|CANCELLED)": Explanation(
         "the process that listens there does not accept gRPC, or is shutting down",
         "correct the port; the target must be the store itself, or a proxy that forwards HTTP/2",
-        ExitStatus.FAILED,
     ),
-)
+}
 """Errors that a fault of TLS may have caused."""
 
 
@@ -187,10 +170,10 @@ def _text(error: Exception) -> str:
     return str(error) if str(error).startswith(code) else f"{code}: {error}"
 
 
-def _match(table: tuple[tuple[str, str, str, ExitStatus], ...], text: str) -> Explanation | None:
-    for pattern, meaning, remedy, status in table:
+def _match(table: Mapping[str, Explanation], text: str) -> Explanation | None:
+    for pattern, meaning in table.items():
         if re.search(pattern, text):
-            return Explanation(f"{meaning} ({text})", remedy, status)
+            return meaning._replace(problem=f"{meaning.problem} ({text})")
     return None
 
 
