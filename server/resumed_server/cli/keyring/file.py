@@ -12,12 +12,12 @@ import base64
 import contextlib
 import os
 import re
-import stat
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
 from resumed import Keyring, KeyringError
+from resumed_server.cli.ticket_keys.key_files import write_atomically
 from resumed_server.errors import UserError
 
 _ABOUT = """\
@@ -151,19 +151,9 @@ class KeyringFile:
         """
         lines = [*self._head, *(line for key in self.keys for line in key.lines()), *self._tail]
         text = "\n".join(lines) + "\n"
-        new = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            status = self.path.stat()
-            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                os.fchown(file.fileno(), status.st_uid, status.st_gid)
-                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
-                file.write(text.encode(errors="surrogateescape"))
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self.path)
+            write_atomically(self.path, text.encode(errors="surrogateescape"), keep_owner=True)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                new.unlink(missing_ok=True)
             raise UserError(f"{self.path} cannot be replaced and is unchanged: {error.strerror}") from None
 
 
