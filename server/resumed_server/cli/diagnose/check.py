@@ -34,7 +34,6 @@ HANDSHAKE_PATIENCE = 0.05
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["SessionStoreService"].full_name
 _LONGEST_DEADLINE = 3600
-_PLAINTEXT = TlsOptions()
 
 _FORGOTTEN = (
     "the store does not return a session that it has just stored",
@@ -101,9 +100,7 @@ class RoundTrip:
         keyring: The keys of the fleet after load_keyring(), a temporary key before.
     """
 
-    def __init__(
-        self, target: str, namespace: str, keyring: str | None, deadline: float, tls: TlsOptions = _PLAINTEXT
-    ) -> None:
+    def __init__(self, target: str, namespace: str, keyring: str | None, deadline: float, tls: TlsOptions) -> None:
         self._namespace, self._keyring_file, self._deadline = namespace, keyring, deadline
         self._target, self._tls = target, tls
         self._channel = tls.channel(target)

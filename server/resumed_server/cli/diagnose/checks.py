@@ -54,25 +54,22 @@ def run_checks(
     checks = [Check(name) for name in actions]
     for check in checks:
         started = time.perf_counter()
+        failure: Exception | None = None
         try:
             check.note = actions[check.name]()
             check.outcome = "ok"
         except CheckWarning as warning:
-            check.outcome, check.milliseconds = "warning", _milliseconds(started)
+            check.outcome = "warning"
             check.note, check.advice = warning.args
         except (Failure, grpc.RpcError, resumed.ResumedError) as error:
+            failure = error
+        check.milliseconds = round(1000 * (time.perf_counter() - started), 2)  # without the diagnosis
+        if failure:
             check.outcome = "failed"
-            check.milliseconds = _milliseconds(started)  # without the diagnosis
-            check.note, check.advice, check.status = explain(error)
-        else:
-            check.milliseconds = _milliseconds(started)
-        if check.outcome == "failed" and not to_the_end:
-            break
+            check.note, check.advice, check.status = explain(failure)
+            if not to_the_end:
+                break
     return checks
-
-
-def _milliseconds(started: float) -> float:
-    return round(1000 * (time.perf_counter() - started), 2)
 
 
 def exit_status(checks: Iterable[Check]) -> ExitStatus:

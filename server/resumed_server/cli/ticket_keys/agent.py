@@ -17,6 +17,7 @@ from resumed_server.cli.ticket_keys.outputs import OutputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from resumed._crypto.ticket_secret import TicketSecret
     from resumed._policy.ticket_secrets import TicketSecrets
     from resumed_server.cli.ticket_keys.key_set import KeySchedule, KeySet
     from resumed_server.cli.ticket_keys.outputs import Output
@@ -134,8 +135,9 @@ class Agent:
         """Bring all outputs up to date, and return the seconds until the next step."""
         pause = self._secrets.step()
         now = self._clock()
-        keys = self._choose(now)
-        self._report(keys, now)
+        current, held_over = self._secrets.current(now) or (None, False)
+        keys = self._choose(current, now)
+        self._report(keys, current, held_over=held_over)
         for target in self._targets:
             self._publish(target, keys, now)
         self._run_reload(now)
@@ -148,8 +150,7 @@ class Agent:
         ]
         return max(_SHORTEST_PAUSE, min([pause, *retries, _LONGEST_PAUSE]))
 
-    def _choose(self, now: float) -> KeySet:
-        current, _ = self._secrets.current(now) or (None, False)
+    def _choose(self, current: TicketSecret | None, now: float) -> KeySet:
         keys = self._schedule.choose(self._secrets.held(now), current, now)
         if keys:
             self._temporary, self._had_keys = None, True
@@ -174,7 +175,7 @@ class Agent:
             if not self._reload_due:
                 log.info("reloaded")
 
-    def _report(self, keys: KeySet, now: float) -> None:
+    def _report(self, keys: KeySet, current: TicketSecret | None, *, held_over: bool) -> None:
         status, before = self.status, self.status.keys
         if before is None or keys.names != before.names:
             ended = sorted(set(before.names) - set(keys.names)) if before else []
@@ -182,8 +183,8 @@ class Agent:
                 log.warning("the fleet has no secret, since the store does not answer: serving with a temporary key")
             else:
                 log.info("keys", encrypts=keys.names[0], opens=list(keys.names[1:]), removed=ended)
-        current, status.held_over = self._secrets.current(now) or (None, False)
-        if current and status.held_over and self._held_over != current.name:
+        status.held_over = held_over
+        if current and held_over and self._held_over != current.name:
             self._held_over = current.name
             status.held_over_epochs += 1
             log.warning(

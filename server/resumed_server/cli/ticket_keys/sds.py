@@ -78,8 +78,8 @@ class _Subscription:
         self._has_keys = False
         """Whether the client has keys, of this stream or of one before."""
 
-    def _is_due(self, snapshot: Snapshot | None) -> bool:
-        if snapshot is None or not self._wanted or snapshot.version == self._sent:
+    def _is_due(self, snapshot: Snapshot) -> bool:
+        if not self._wanted or snapshot.version == self._sent:
             return False
         # A temporary key does not replace those that a client has from an earlier stream.
         return not (snapshot.temporary and self._has_keys and self._sent is None)

@@ -89,6 +89,11 @@ def report(periods: dict[str, Period], missing: dict[str, str]) -> _Row:
     """Return the JSON report of one interval: rates per second, times in seconds, shares from 0 to 1."""
     stores = {url: period for url, period in periods.items() if "resumed_build_info" in period}
     frontends = [period for period in periods.values() if "resumed_frontend_breaker_open" in period]
+    namespaces = set()
+    for each in stores.values():
+        namespaces.update(each.labels("resumed_operations_total", "session_namespace"))
+    for each in frontends:
+        namespaces.update(each.labels("resumed_frontend_breaker_open", "session_namespace"))
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "stores": [_store(url, period) for url, period in stores.items()],
@@ -97,21 +102,7 @@ def report(periods: dict[str, Period], missing: dict[str, str]) -> _Row:
             for url, period in stores.items()
             for worker in period.labels("resumed_worker_up", "worker")
         ],
-        "namespaces": [
-            _namespace(name, list(stores.values()), frontends)
-            for name in sorted(
-                {
-                    name
-                    for each in stores.values()
-                    for name in each.labels("resumed_operations_total", "session_namespace")
-                }
-                | {
-                    name
-                    for each in frontends
-                    for name in each.labels("resumed_frontend_breaker_open", "session_namespace")
-                }
-            )
-        ],
+        "namespaces": [_namespace(name, list(stores.values()), frontends) for name in sorted(namespaces)],
         "unreachable": missing,
     }
 
@@ -151,12 +142,8 @@ def _namespace(name: str, stores: Iterable[Period], frontends: Iterable[Period])
         return sum(period.rate(metric, session_namespace=name, **where) for period in periods)
 
     operations = "resumed_operations_total"
-    found = total(stores, operations, operation="get", outcome="hit") + total(
-        stores, operations, operation="take", outcome="hit"
-    )
-    missed = total(stores, operations, operation="get", outcome="miss") + total(
-        stores, operations, operation="take", outcome="miss"
-    )
+    found = sum(total(stores, operations, operation=each, outcome="hit") for each in ("get", "take"))
+    missed = sum(total(stores, operations, operation=each, outcome="miss") for each in ("get", "take"))
     ours = [
         period for period in frontends if name in period.labels("resumed_frontend_breaker_open", "session_namespace")
     ]

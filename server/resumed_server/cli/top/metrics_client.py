@@ -19,7 +19,7 @@ from resumed_server.cli.diagnosis import protocol_of
 from resumed_server.errors import ExitStatus, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 PATIENCE = 3.0
 """Time limit of a scrape, in seconds."""
@@ -124,9 +124,8 @@ def endpoints(given: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def scrape_all(urls: Iterable[str]) -> dict[str, Scrape | Unreachable]:
+def scrape_all(urls: Sequence[str]) -> dict[str, Scrape | Unreachable]:
     """Scrape all endpoints concurrently."""
-    urls = list(urls)
     with ThreadPoolExecutor(max(1, min(len(urls), 32))) as pool:
         return dict(zip(urls, pool.map(_scrape_one, urls), strict=True))
 
