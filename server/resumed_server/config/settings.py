@@ -261,12 +261,10 @@ class Settings:
 
     def as_text(self) -> dict[str, str]:
         """Return the text of every setting by its name, without passwords."""
-        texts = {setting.name: str(getattr(self, setting.name)) for setting in dataclasses.fields(self)}
-        return texts | {
-            "listen": " ".join(map(str, self.listen)),
-            "health_listen": " ".join(map(str, self.health_listen)),
-            "metrics_listen": " ".join(map(str, self.metrics_listen)),
-            "storage": redact_password(self.storage),
+        values = vars(self) | {"storage": redact_password(self.storage)}
+        return {
+            name: " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            for name, value in values.items()
         }
 
 

@@ -215,7 +215,10 @@ def _report(plan: Plan, tally: Tally) -> dict[str, Any]:
         "resumed": _figures(resumed, tally.wall),
         "offered": tally.offered,
         "resumed_of_offered": round(len(resumed) / tally.offered, 6) if tally.offered else None,
-        "failures": _by_reason(plan, tally),
+        "failures": {
+            f"{plan.endpoints[server].name}: {reason}": number
+            for (server, reason), number in tally.failures.most_common()
+        },
         "client_cpu": round(tally.cpu / tally.wall / plan.processes, 3),
         "by_target": {
             endpoint.name: {
@@ -236,12 +239,6 @@ def _figures(seconds: list[float], wall: float) -> dict[str, float | int | None]
         found = round(1e3 * seconds[len(seconds) * percent // 100], 4) if seconds else None
         figures[f"p{percent}_ms"] = found
     return figures
-
-
-def _by_reason(plan: Plan, tally: Tally) -> dict[str, int]:
-    return {
-        f"{plan.endpoints[server].name}: {reason}": number for (server, reason), number in tally.failures.most_common()
-    }
 
 
 def _show(report: dict[str, Any], plan: Plan) -> None:

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -129,13 +129,6 @@ class _Connection:
     answer: dict[str, Any]
 
 
-class _Client(Protocol):
-    name: str
-
-    def visit(self, port: int, version: str, session: Any = None) -> _Connection:
-        """Connect, offer `session`, and read the response."""
-
-
 class _OpenSSLClient:
     """`openssl s_client`; its sessions are files."""
 
@@ -146,6 +139,7 @@ class _OpenSSLClient:
         self._visits = 0
 
     def visit(self, port: int, version: str, session: Any = None) -> _Connection:
+        """Connect, offer `session`, and read the response."""
         self._visits += 1
         fresh = self._directory / f"session{self._visits}.pem"
         command = [
@@ -193,6 +187,9 @@ class _PythonClient:
                 while socket.socket.recv(tls, 4096):
                     pass
         return visit
+
+
+_Client: TypeAlias = _OpenSSLClient | _PythonClient
 
 
 @dataclass

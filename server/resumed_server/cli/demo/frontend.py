@@ -17,12 +17,16 @@ import ssl
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import resumed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from OpenSSL import SSL
+
+    Peer: TypeAlias = ssl.SSLSocket | SSL.Connection
 
 MAX_CONNECTIONS = 256
 PATIENCE = 60
@@ -30,16 +34,6 @@ PATIENCE = 60
 _MAX_LINE = 4096
 _BACKLOG = 1024
 _STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
-
-
-class Peer(Protocol):
-    """A TLS connection with its handshake done."""
-
-    def recv(self, size: int, /) -> bytes:
-        """Return at most `size` bytes; none, or an exception, at the end."""
-
-    def sendall(self, data: bytes, /) -> object:
-        """Send all of `data`."""
 
 
 class SslStack:

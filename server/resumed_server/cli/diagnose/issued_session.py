@@ -87,7 +87,7 @@ class SessionReader:
         Raises:
             Failure: It is not one of this keyring and namespace.
         """
-        if self._issue_time(shown, self._namespace) is not None:
+        if self._keyring.open_id(self._namespace, shown) is not None:
             return "stored sessions of this keyring and namespace"
         if self._epoch(shown, self._namespace):
             return "tickets of this keyring and namespace"
@@ -96,7 +96,7 @@ class SessionReader:
             self._open(shown, found)
             return "stored sessions of this namespace, whose ids its stack chooses"
         for namespace in namespaces():
-            if self._issue_time(shown, namespace) is not None or self._epoch(shown, namespace):
+            if self._keyring.open_id(namespace, shown) is not None or self._epoch(shown, namespace):
                 raise Failure(
                     f"its sessions are of the namespace {namespace}, not {self._namespace}",
                     "correct the namespace there, or --namespace here",
@@ -122,7 +122,7 @@ class SessionReader:
 
     def _open(self, session_id: bytes, found: _Found) -> IssuedSession:
         # The time of its issue, so that a clock that is off does not appear as another fault.
-        now = self._issue_time(session_id, self._namespace)
+        now = self._keyring.open_id(self._namespace, session_id)
         try:
             plaintext, _ = self._keyring.open(found.key, found.stored.value, time.time() if now is None else now)
             envelope = Envelope.decode(plaintext)
@@ -182,9 +182,6 @@ class SessionReader:
                 "hour",
             )
         return secret, stored.ttl
-
-    def _issue_time(self, session_id: bytes, namespace: str) -> int | None:
-        return self._keyring.open_id(namespace, session_id)
 
     def _epoch(self, ticket: bytes, namespace: str) -> tuple[FleetKey, Epoch] | None:
         """Return the fleet key and the epoch that a ticket's key is named with."""

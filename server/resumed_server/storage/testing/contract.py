@@ -17,9 +17,7 @@ from resumed_server.storage.engine import (
     Take,
 )
 from resumed_server.storage.testing.change_contract import ChangeContract
-from resumed_server.storage.testing.fixtures import (
-    race_threads,
-)
+from resumed_server.storage.testing.fixtures import race_threads
 from resumed_server.storage.testing.purge_contract import PurgeContract
 from resumed_server.storage.testing.session_contract import SessionContract
 
