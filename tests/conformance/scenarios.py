@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import signal
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from conformance.client import HOSTS, Client, id_of, seen
 from conformance.fleet import Fleet, fleet
 from conformance.liar import lying_store
 from resumed_server.cli.diagnose.issued_session import SessionReader
+from support.processes import paused
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -149,11 +149,8 @@ def tickets_hung(stack: Stack, target: str, client: Client) -> None:
     del target
     with running_server() as store, fleet(stack, store.target) as f:
         ports = [f.start(), f.start()]
-        store.signal(signal.SIGSTOP)
-        try:
+        with paused(store.process):
             by_turns(f, client, [*ports, *ports])
-        finally:
-            store.signal(signal.SIGCONT)
 
 
 def malformed(stack: Stack, target: str, client: Client) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +31,18 @@ def listening_process(process: subprocess.Popen[Any], port: int, log: Callable[[
         yield
     finally:
         stop(process)
+
+
+@contextlib.contextmanager
+def paused(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Stop a process, wait until none of its threads runs any more, and let it go on with the end of the context."""
+    threads = Path(f"/proc/{process.pid}/task")
+    process.send_signal(signal.SIGSTOP)
+    try:
+        until(lambda: all("\nState:\tT" in status.read_text() for status in threads.glob("*/status")))
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
 
 
 def is_listening(port: int) -> bool:

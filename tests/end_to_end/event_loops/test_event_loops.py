@@ -7,14 +7,12 @@ import contextlib
 import gc
 import os
 import random
-import signal
 import socket
 import ssl
 import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -22,6 +20,7 @@ import pytest
 import resumed
 from support.distance import distant
 from support.loops import LOOPS, Loop, LoopFrontend, running
+from support.processes import paused
 from support.server import running_server
 from support.suspension import Gate, disconnect_while_suspended, offer, resume_byte_by_byte, sessions_of
 from support.tls import PATIENCE, VERSIONS, Client, Connection, Frontend
@@ -229,13 +228,8 @@ def test_a_store_that_hangs_and_comes_back(keyring: resumed.Keyring, loop: Loop,
     with running_server() as server:
         sessions = sessions_of(client, Frontend("ssl", server.target, keyring), 3)
         with running(LoopFrontend(loop, server.target, keyring, deadline=0.2)) as frontend:
-            os.kill(server.process.pid, signal.SIGSTOP)
-            until(lambda: " T " in Path(f"/proc/{server.process.pid}/stat").read_text())
-            try:
-                with ThreadPoolExecutor(3) as pool:
-                    visits = list(pool.map(lambda session: client.visit(frontend, session), sessions))
-            finally:
-                os.kill(server.process.pid, signal.SIGCONT)
+            with paused(server.process), ThreadPoolExecutor(3) as pool:
+                visits = list(pool.map(lambda session: client.visit(frontend, session), sessions))
             assert not any(visit.reused for visit in visits)
             assert set(frontend.shim.stats.misses) <= {"timeout", "unavailable", "too-many-lookups", "breaker-open"}
             until(lambda: client.visit(frontend, sessions[0]).reused)

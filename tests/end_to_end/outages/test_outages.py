@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
 
 from support.ports import free_port
+from support.processes import paused
 from support.server import running_server
 from support.tls import PATIENCE, VERSIONS, Client, Frontend
 from support.waiting import until
@@ -21,6 +19,7 @@ from support.waiting import until
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
+    from pathlib import Path
 
     import resumed
     from support.tls import Stack
@@ -68,12 +67,8 @@ def test_store_hung_and_back(keyring: resumed.Keyring, stack: Stack, client: Cli
         frontend = Frontend(stack, server.target, keyring, deadline=SHORT)
         session = client.visit(frontend).session
         assert frontend.shim.flush()
-        os.kill(server.process.pid, signal.SIGSTOP)
-        until(lambda: " T " in Path(f"/proc/{server.process.pid}/stat").read_text())
-        try:
+        with paused(server.process):
             assert_handshakes_go_on(client, frontend, session, "timeout")
-        finally:
-            os.kill(server.process.pid, signal.SIGCONT)
         until(lambda: client.visit(frontend, session).reused)
 
 
@@ -82,11 +77,8 @@ def test_a_handshake_spends_its_deadline_once(keyring: resumed.Keyring, client: 
     with running_server() as server:
         frontend = Frontend("ssl", server.target, keyring, puts="wait", deadline=deadline)
         session = client.visit(frontend).session
-        os.kill(server.process.pid, signal.SIGSTOP)
-        try:
+        with paused(server.process):
             visit = client.visit(frontend, session)
-        finally:
-            os.kill(server.process.pid, signal.SIGCONT)
     assert not visit.reused
     assert visit.seconds < 2 * deadline  # which two calls one after the other take at least
     assert frontend.shim.stats.misses == {"timeout": 1}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import resumed
+from support.processes import paused
 from support.redis import RedisServer, valkey_sentinels, valkey_server
 from support.server import running_server
 from support.tls import PATIENCE, STACKS, VERSIONS, Client, Frontend, Mirrored, server_context
@@ -105,12 +105,9 @@ def test_it_answers_only_while_the_stream_is_alive(
         frontend = Mirrored(stack, server.target, keyring)
         session = client.visit(frontend).session
         frontend.await_sessions(1)
-        os.kill(server.process.pid, signal.SIGSTOP)
-        try:
+        with paused(server.process):
             until(lambda: not frontend.mirror.live)
             assert not client.visit(frontend, session).reused
-        finally:
-            os.kill(server.process.pid, signal.SIGCONT)
         until(lambda: client.visit(frontend, session).reused)
         until(lambda: frontend.mirror.live)
         assert client.visit(frontend, session).reused
@@ -264,12 +261,9 @@ def test_a_server_that_lost_its_valkey_silences_the_mirror(valkey: RedisServer, 
         frontend = Mirrored("ssl", server.target, keyring)
         session = client.visit(frontend).session
         frontend.await_sessions(1)
-        valkey.signal(signal.SIGSTOP)
-        try:
+        with paused(valkey.process):
             until(lambda: not frontend.mirror.live)
             assert not client.visit(frontend, session).reused
-        finally:
-            valkey.signal(signal.SIGCONT)
         until(lambda: frontend.mirror.live)
         until(lambda: client.visit(frontend, session).reused)
 

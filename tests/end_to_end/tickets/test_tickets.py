@@ -24,6 +24,7 @@ import resumed
 from resumed._crypto.ticket_secret import TicketSecret
 from support.loops import LoopFrontend, running
 from support.ports import free_port
+from support.processes import paused
 from support.server import running_server
 from support.tickets import TicketFrontend
 from support.tls import CA, CERTIFICATE, PATIENCE, Client, Frontend, OrderedClient
@@ -367,12 +368,11 @@ def test_without_the_store_tickets_resume_for_the_grace_and_no_longer(
 
 def test_a_store_that_comes_late_costs_tickets_and_no_handshake(keyring: resumed.Keyring, client: Client) -> None:
     with running_server() as store:
-        store.signal(19)  # SIGSTOP
-        frontend = Frontend("ssl", store.target, keyring, sessions="tickets", tickets_tls12=True)
-        for _ in range(3):
-            assert not client.visit(frontend).reused
-        assert frontend.shim.stats.tickets_withheld["no-secret"]
-        store.signal(18)  # SIGCONT
+        with paused(store.process):
+            frontend = Frontend("ssl", store.target, keyring, sessions="tickets", tickets_tls12=True)
+            for _ in range(3):
+                assert not client.visit(frontend).reused
+            assert frontend.shim.stats.tickets_withheld["no-secret"]
         until(lambda: frontend.shim.removals_live and frontend.shim.ticket_secrets_held)
         session = client.visit(frontend).session
         assert client.visit(frontend, session).reused

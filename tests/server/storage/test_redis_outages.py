@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import signal
 import threading
 import traceback
 import uuid
@@ -32,6 +31,7 @@ from resumed_server.storage.redis.topology import NodeBackoff
 from resumed_server.storage.redis.url import RedisUrl
 from resumed_server.storage.registry import open_engine
 from resumed_server.storage.testing.fixtures import read_removals
+from support.processes import paused
 from support.redis import redis_server, valkey_server
 from support.redis_engine import PATIENT, catch_failure, engine_at, is_working
 from support.waiting import until
@@ -63,11 +63,8 @@ def test_a_frozen_redis_costs_one_call_its_time_out(scheme: str) -> None:
             until(lambda: server.client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
         with engine_at(f"{scheme}://127.0.0.1:{server.port}", "timeout_ms=300") as engine:
             engine.put("shop", b"k", b"value", 60.0)
-            server.signal(signal.SIGSTOP)
-            try:
+            with paused(server.process):
                 causes = [str(catch_failure(lambda: engine.get("shop", b"k"))) for _ in range(20)]
-            finally:
-                server.signal(signal.SIGCONT)
             assert "does not answer within 300 ms" in causes[0]
             assert sum("a moment ago" in cause for cause in causes) >= 15
             until(lambda: is_working(engine))
