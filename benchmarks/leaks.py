@@ -3,7 +3,8 @@
 A frontend of one stack and its clients run in this process, over memory BIOs; the store is a separate process. One full
 handshake and its resumptions (three by default) form a family, which runs in a thread of its own, like connections of a
 server. Connections end without close_notify, every tenth family with a fatal error. Then the script creates contexts,
-installs the shim in each, uses each once and releases it.
+installs the shim in each, uses each once and releases it. The client's cache of identities is small here, so that it is
+full before the usage is compared.
 
 The same under Python's debug allocator: `PYTHONMALLOC=debug python benchmarks/leaks.py --handshakes 10000`.
 """
@@ -29,6 +30,7 @@ from rich.table import Table
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
+import resumed._openssl.contexts
 from benchmarks.measuring import resident_bytes
 from support.server import running_server
 from support.tls import STACKS, VERSIONS, Frontend, Stack
@@ -44,6 +46,8 @@ PERCENT = range(1, 101)
 REPORTED = (10, 100)
 FATAL_EVERY = 10
 BAD_RECORD = b"\x17\x03\x03\x00\x40" + bytes(64)
+KEPT_CERTIFICATES = 16
+"""Certificates that the client keeps for their identities here; 1,024, its own number, would grow in most of a run."""
 PATIENCE = 20.0
 """Time limit for threads to end, in seconds."""
 
@@ -245,6 +249,7 @@ def main() -> int:
     parser.add_argument("--stacks", nargs="+", default=STACKS, choices=STACKS)
     options = parser.parse_args()
     report = Report()
+    resumed._openssl.contexts._MOST_IDENTITIES = KEPT_CERTIFICATES
     with running_server() as store, Progress(transient=True) as progress:
         for stack in options.stacks:
             families = HandshakeFamilies(stack, store.target, options.resumptions, options.sessions)
