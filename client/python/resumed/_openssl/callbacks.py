@@ -44,8 +44,8 @@ from resumed._openssl.library import (
     context_of,
 )
 from resumed._openssl.offer import StoredOffer
-from resumed._openssl.session_checks import BOTH_SHUTDOWN, SessionChecks, has_memory
-from resumed._openssl.session_codec import ID_BYTES, ForeignData, Memory
+from resumed._openssl.session_checks import BOTH_SHUTDOWN, SessionChecks
+from resumed._openssl.session_codec import ID_BYTES, Memory
 from resumed._openssl.ticket_callbacks import TicketCallbacks
 
 if TYPE_CHECKING:
@@ -296,9 +296,9 @@ class CallbackBinding:
     def _check_session(self, ssl: int, session: int) -> Memory | None:
         """Return the memory of a session that is about to be stored; None if it must not be shared."""
         library, checks = self.library, self._checks
-        try:
-            memory = self._codec.memory(session)
-        except ForeignData:
+        data = self._codec.data_of(session)
+        memory = Memory.decode(data)
+        if data and memory is None:
             checks.warn_of_foreign_data()
             return None
         mode = library.SSL_get_verify_mode(ssl)
@@ -437,12 +437,8 @@ class CallbackBinding:
             state = self._codec.ticket_state(session)
             if state:
                 self._policy.on_connection_failed({state.lineage}, reason, state.end)
-                return
-            ids = {self._codec.id_of(session)}
-            with contextlib.suppress(ForeignData):
-                memory = self._codec.memory(session)
-                ids |= memory.ids if memory else set()
-            self._policy.on_connection_failed(ids - {b""}, reason)
+            else:
+                self._policy.on_connection_failed(self._codec.ids_of(session), reason)
         except BaseException as error:  # noqa: BLE001  # nothing may cross C
             self.handle_callback_error(error)
 
@@ -494,7 +490,8 @@ class CallbackBinding:
         if (self.library.SSL_SESSION_get0_hostname(session) or b"") != offer.name:  # RFC 6066 section 3
             return "server-name-mismatch"
         reason = self._checks.unfit(offer, envelope.fingerprint, session)
-        return reason or ("undecodable" if has_memory(self._codec, session) else "")
+        # A stored session has neither a memory nor data of an application.
+        return reason or ("undecodable" if self._codec.data_of(session) else "")
 
     def handle_callback_error(self, error: BaseException) -> None:
         """Count a defect that a callback caught, and log it; or have its interruption raised later."""

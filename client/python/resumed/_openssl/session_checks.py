@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from resumed._openssl.contexts import VERIFY_PEER, contexts_of, has_peer_as_asked
-from resumed._openssl.session_codec import ForeignData, SessionCodec
+from resumed._openssl.session_codec import SessionCodec
 from resumed._policy.fingerprint import NO_CLIENT_AUTHENTICATION
 from resumed._policy.served_names import Expected, ServedNames
 
@@ -169,11 +169,3 @@ class SessionChecks:
         """Return whether the context that serves a connection shares its sessions in this namespace, or in none."""
         pointer = self._library.SSL_get_SSL_CTX(ssl)
         return pointer == self._pointer or self._namespace_of(pointer) in {None, self._namespace}
-
-
-def has_memory(codec: SessionCodec, session: int) -> bool:
-    """Return whether a session has ticket application data, of this library or of the application."""
-    try:
-        return codec.memory(session) is not None
-    except ForeignData:
-        return True

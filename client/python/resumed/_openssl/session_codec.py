@@ -109,19 +109,10 @@ class SessionCodec:
             raise UnsealError("undecodable")
         return session
 
-    def memory(self, session: int) -> Memory | None:
-        """Return its memory; None if it has none.
-
-        Raises:
-            ForeignData: Its ticket application data are the application's.
-        """
-        data = self.data_of(session)
-        if not data:
-            return None
-        memory = Memory.decode(data)
-        if memory is None:
-            raise ForeignData
-        return memory
+    def ids_of(self, session: int) -> frozenset[bytes]:
+        """Return the ids of all sessions of its connection that it knows of, its own included."""
+        memory = Memory.decode(self.data_of(session))
+        return frozenset({self.id_of(session), *(memory.ids if memory else ())} - {b""})
 
     def ticket_state(self, session: int) -> TicketState | None:
         """Return the state in a ticket's session; None if it has none."""
@@ -160,7 +151,3 @@ class SessionCodec:
         if not library.ASN1_TIME_diff(byref(days), byref(seconds), None, library.X509_get0_notAfter(peer)):
             return 0.0
         return days.value * _SECONDS_PER_DAY + seconds.value
-
-
-class ForeignData(Exception):
-    """The application keeps data of its own in a session (SSL_SESSION_set1_ticket_appdata(3))."""

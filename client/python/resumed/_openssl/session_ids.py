@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ssl
 import sys
-from contextlib import suppress
 from ctypes import c_void_p
 from typing import Any
 
 from resumed._openssl.library import cryptography_library, ssl_library
-from resumed._openssl.session_codec import ForeignData, SessionCodec
+from resumed._openssl.session_codec import SessionCodec
 
 
 def session_ids(source: object) -> frozenset[bytes]:
@@ -25,13 +24,7 @@ def session_ids(source: object) -> frozenset[bytes]:
     """
     codec, session = session_of(source)
     state = codec.ticket_state(session)
-    if state:
-        return frozenset({state.lineage})
-    ids = {codec.id_of(session)}
-    with suppress(ForeignData):
-        memory = codec.memory(session)
-        ids |= memory.ids if memory else set()
-    return frozenset(ids - {b""})
+    return frozenset({state.lineage}) if state else codec.ids_of(session)
 
 
 def session_of(source: object) -> tuple[SessionCodec, int]:

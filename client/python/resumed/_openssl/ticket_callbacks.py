@@ -27,7 +27,7 @@ from resumed._openssl.context_settings import OP_NO_TICKET
 from resumed._openssl.contexts import VERIFY_PEER
 from resumed._openssl.library import DECRYPT_TICKET_CALLBACK, GENERATE_TICKET_CALLBACK, TICKET_KEY_CALLBACK
 from resumed._openssl.offer import Offer
-from resumed._openssl.session_codec import ID_BYTES, ForeignData
+from resumed._openssl.session_codec import ID_BYTES, Memory
 from resumed._policy.lookups import result_or_late
 from resumed._policy.tickets import HEAD_BYTES, MAX_SESSION_BYTES
 
@@ -227,7 +227,7 @@ class TicketCallbacks:
             return None
         name, data = checks.server_name(ssl), self._codec.data_of(session)
         # The session of the ticket before is a stored one if there was no secret then.
-        state = TicketState.decode(data) or self._state_of_stored(session, name) if data else None
+        state = self._state_in(ssl, data) if data else None
         if data and state is None:
             checks.warn_of_foreign_data()
             return None
@@ -244,16 +244,16 @@ class TicketCallbacks:
             return written
         if not checks.may_share(ssl, session, mode):
             return None
-        state = self._codec.ticket_state(session) or self._state_of_stored(session, checks.server_name(ssl))
+        state = self._state_in(ssl, self._codec.data_of(session))
         return state if state and checks.agrees(ssl, mode, state.fingerprint) else None
 
-    def _state_of_stored(self, session: int, name: bytes) -> TicketState | None:
-        """Return the state of the first ticket that follows a stored session."""
-        try:
-            memory = self._codec.memory(session)
-        except ForeignData:
-            return None
-        return self._tickets.begin(memory.fingerprint, name, memory.issued, memory.end or None) if memory else None
+    def _state_in(self, ssl: int, data: bytes) -> TicketState | None:
+        """Return the state in the data of a session; of a stored one, that of the first ticket that follows it."""
+        state = TicketState.decode(data)
+        memory = None if state else Memory.decode(data)
+        if memory is None:
+            return state
+        return self._tickets.begin(memory.fingerprint, self._checks.server_name(ssl), memory.issued, memory.end or None)
 
     def _on_key(self, ssl: int, *arguments: int) -> int:
         *pointers, encrypt = arguments
