@@ -76,7 +76,7 @@ class Keyring:
 
     def __repr__(self) -> str:
         """Show the ids of the keys, never the keys."""
-        ids = ", ".join(key.id.hex() for key in self._current())
+        ids = ", ".join(key.id.hex() for key in self.fleet_keys)
         return f"Keyring({ids or 'plaintext'})"
 
     @property
@@ -87,12 +87,12 @@ class Keyring:
     @property
     def fleet_keys(self) -> tuple[FleetKey, ...]:
         """The keys in the order of the file; none in plaintext()."""
-        return self._current()
+        return self._file.latest() if self._file else self._keys
 
     @property
     def key_ids(self) -> list[str]:
         """The ids of the keys in the order of the file, as 8 hex digits: safe to show."""
-        return [key.id.hex() for key in self._current()]
+        return [key.id.hex() for key in self.fleet_keys]
 
     @property
     def last_reload(self) -> tuple[bool, float] | None:
@@ -110,7 +110,7 @@ class Keyring:
             plaintext: The serialized session.
             not_after: The end of its lifetime, in Unix seconds.
         """
-        return seal(self._current(), store_key, plaintext, not_after)
+        return seal(self.fleet_keys, store_key, plaintext, not_after)
 
     def open(self, store_key: bytes, sealed: bytes, now: float) -> tuple[bytes, int]:
         """Open the value that the store returned for `store_key`; return the serialized session and its not_after.
@@ -123,7 +123,7 @@ class Keyring:
         Raises:
             UnsealError: It is malformed, sealed with an unknown key, past its not_after, or not authentic.
         """
-        return unseal(self._current(), store_key, sealed, now)
+        return unseal(self.fleet_keys, store_key, sealed, now)
 
     def issue_id(self, namespace: str, now: float, nonce: bytes | None = None) -> bytes:
         """Return a new session id of 32 bytes; with plaintext() a random one.
@@ -133,7 +133,7 @@ class Keyring:
             now: The present, in Unix seconds.
             nonce: The 12 bytes that it begins with, never the same twice; random ones if they are not given.
         """
-        keys = self._current()
+        keys = self.fleet_keys
         if not keys:
             return os.urandom(ID_BYTES)
         return keys[0].ids.seal(namespace.encode(), int(now), nonce or os.urandom(ID_NONCE_BYTES))
@@ -148,14 +148,11 @@ class Keyring:
         if len(session_id) != ID_BYTES:
             return None
         name = namespace.encode()
-        for key in self._current():
+        for key in self.fleet_keys:
             issued = key.ids.open(name, session_id)
             if issued is not None:
                 return issued
         return None
-
-    def _current(self) -> tuple[FleetKey, ...]:
-        return self._file.latest() if self._file else self._keys
 
 
 def _log_change(keys: Sequence[FleetKey]) -> None:

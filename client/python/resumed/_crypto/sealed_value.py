@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -22,69 +22,13 @@ if TYPE_CHECKING:
 
     from resumed._crypto.fleet_key import FleetKey
 
-_KEY_ID = slice(1, 5)
+_SEALED, _PLAINTEXT = b"\x02", b"\x03"
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 _TIME_BYTES = 8
-
-
-class ValueFormat(Protocol):
-    """A version of sealed values."""
-
-    needs_keys: bool
-    """Whether it is opened with keys of the fleet; a keyring opens no other format."""
-
-    def open(self, keys: Sequence[FleetKey], store_key: bytes, sealed: bytes) -> tuple[bytes, int]:
-        """Return the envelope and its not_after; raise UnsealError for bytes that the fleet did not seal."""
-
-
-class _Sealed:
-    version = b"\x02"
-    needs_keys = True
-    _not_after = slice(_KEY_ID.stop, _KEY_ID.stop + _TIME_BYTES)
-    _nonce = slice(_not_after.stop, _not_after.stop + _NONCE_BYTES)
-
-    def seal(self, key: FleetKey, store_key: bytes, envelope: bytes, not_after: int, nonce: bytes) -> bytes:
-        header = self.version + key.id + not_after.to_bytes(_TIME_BYTES, "big")
-        return header + nonce + self._aead(key, store_key).encrypt(nonce, envelope, header + store_key)
-
-    def open(self, keys: Sequence[FleetKey], store_key: bytes, sealed: bytes) -> tuple[bytes, int]:
-        if len(sealed) < self._nonce.stop + _TAG_BYTES:
-            raise UnsealError("malformed")
-        key = next((key for key in keys if key.id == sealed[_KEY_ID]), None)
-        if key is None:
-            raise UnsealError("unknown-key")
-        nonce, ciphertext = sealed[self._nonce], sealed[self._nonce.stop :]
-        header = sealed[: self._nonce.start]
-        try:
-            envelope = self._aead(key, store_key).decrypt(nonce, ciphertext, header + store_key)
-        except InvalidTag:
-            raise UnsealError("not-authentic") from None
-        return envelope, int.from_bytes(sealed[self._not_after], "big")
-
-    @staticmethod
-    def _aead(key: FleetKey, store_key: bytes) -> AESGCM:
-        # A key of its own for every session: the limit of GCM on the number of nonces is never reached.
-        return AESGCM(derive(key.secret, 32, store_key, b"resumed/v1 seal"))
-
-
-class _Plaintext:
-    version = b"\x03"
-    needs_keys = False
-    _not_after = slice(1, 1 + _TIME_BYTES)
-
-    def seal(self, envelope: bytes, not_after: int) -> bytes:
-        return self.version + not_after.to_bytes(_TIME_BYTES, "big") + envelope
-
-    def open(self, _keys: Sequence[FleetKey], _store_key: bytes, sealed: bytes) -> tuple[bytes, int]:
-        if len(sealed) < self._not_after.stop:
-            raise UnsealError("malformed")
-        return sealed[self._not_after.stop :], int.from_bytes(sealed[self._not_after], "big")
-
-
-_sealed, _plaintext = _Sealed(), _Plaintext()
-FORMATS: dict[bytes, ValueFormat] = {_Sealed.version: _sealed, _Plaintext.version: _plaintext}
-"""The formats that can be opened, by their first byte."""
+_KEY_ID = slice(1, 5)
+_NOT_AFTER = slice(_KEY_ID.stop, _KEY_ID.stop + _TIME_BYTES)
+_NONCE = slice(_NOT_AFTER.stop, _NOT_AFTER.stop + _NONCE_BYTES)
 
 
 def seal(
@@ -99,9 +43,11 @@ def seal(
         not_after: The end of the session's lifetime, in Unix seconds.
         nonce: 12 bytes for the vectors in protos/; random ones by default.
     """
+    end = not_after.to_bytes(_TIME_BYTES, "big")
     if not keys:
-        return _plaintext.seal(envelope, not_after)
-    return _sealed.seal(keys[0], store_key, envelope, not_after, nonce or os.urandom(_NONCE_BYTES))
+        return _PLAINTEXT + end + envelope
+    header, nonce = _SEALED + keys[0].id + end, nonce or os.urandom(_NONCE_BYTES)
+    return header + nonce + _aead(keys[0], store_key).encrypt(nonce, envelope, header + store_key)
 
 
 def unseal(keys: Sequence[FleetKey], store_key: bytes, sealed: bytes, now: float) -> tuple[bytes, int]:
@@ -110,11 +56,34 @@ def unseal(keys: Sequence[FleetKey], store_key: bytes, sealed: bytes, now: float
     Raises:
         UnsealError: The value is malformed, sealed with an unknown key, past its not_after, or not authentic.
     """
-    version = FORMATS.get(sealed[:1])
-    if version is None or version.needs_keys != bool(keys):
-        raise UnsealError("malformed")
-    envelope, not_after = version.open(keys, store_key, sealed)
+    envelope, not_after = _decrypted(keys, store_key, sealed) if keys else _split_plaintext(sealed)
     if now >= not_after:
         del envelope  # or a traceback that has the values of variables shows it
         raise UnsealError("expired")
     return envelope, not_after
+
+
+def _decrypted(keys: Sequence[FleetKey], store_key: bytes, sealed: bytes) -> tuple[bytes, int]:
+    if not sealed.startswith(_SEALED) or len(sealed) < _NONCE.stop + _TAG_BYTES:
+        raise UnsealError("malformed")
+    key = next((key for key in keys if key.id == sealed[_KEY_ID]), None)
+    if key is None:
+        raise UnsealError("unknown-key")
+    nonce, ciphertext, header = sealed[_NONCE], sealed[_NONCE.stop :], sealed[: _NONCE.start]
+    try:
+        envelope = _aead(key, store_key).decrypt(nonce, ciphertext, header + store_key)
+    except InvalidTag:
+        raise UnsealError("not-authentic") from None
+    return envelope, int.from_bytes(sealed[_NOT_AFTER], "big")
+
+
+def _split_plaintext(value: bytes) -> tuple[bytes, int]:
+    envelope_at = 1 + _TIME_BYTES
+    if not value.startswith(_PLAINTEXT) or len(value) < envelope_at:
+        raise UnsealError("malformed")
+    return value[envelope_at:], int.from_bytes(value[1:envelope_at], "big")
+
+
+def _aead(key: FleetKey, store_key: bytes) -> AESGCM:
+    # A key of its own for every session: the limit of GCM on the number of nonces is never reached.
+    return AESGCM(derive(key.secret, 32, store_key, b"resumed/v1 seal"))
