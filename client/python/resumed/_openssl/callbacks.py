@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import hashlib
 import itertools
-import math
 import os
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from resumed._async.interruption import during, interrupted
 from resumed._crypto.envelope import Envelope
-from resumed._exceptions import UnsealError, UnsupportedContext
+from resumed._exceptions import UnsupportedContext
 from resumed._openssl.benchmark import measure_signature_seconds
 from resumed._openssl.client_hello import TLS1_3_VERSION, offered_ids
 from resumed._openssl.context_settings import (
@@ -277,7 +276,7 @@ class CallbackBinding:
         if memory is None:
             self._policy.count_unresumable()
             return
-        # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see _unfit.
+        # OpenSSL notes the name only where the server has a servername callback, and compares it nowhere: see offer.py.
         library.SSL_SESSION_set1_hostname(session, self._checks.server_name(ssl) or None)
         codec.remember(session, None)  # the memory is not stored
         serialized = codec.serialized(session)
@@ -353,7 +352,7 @@ class CallbackBinding:
             self.library.SSL_set_info_callback(ssl, self._own_info)
 
     def _offer(self, ssl: int, session_id: bytes) -> StoredOffer:
-        return StoredOffer(self.library, self._checks, ssl, session_id, self)
+        return StoredOffer(self.library, self._checks, ssl, session_id, self._policy.now)
 
     def handshake(self, ssl: int) -> SuspendableHandshake:
         """Return what keeps the look-ups of a connection's handshake: OpenSSL may ask many times in each.
@@ -458,40 +457,6 @@ class CallbackBinding:
     def issue_id(self, ssl: int) -> bytes:
         """Return the id for a stored session of a connection."""
         return self._policy.issue_id(resumed=bool(self.library.SSL_session_reused(ssl)))
-
-    def check(self, offer: StoredOffer, envelope: Envelope) -> None:
-        """Raise UnsealError if the session in an envelope may not resume; from any thread."""
-        self.library.SSL_SESSION_free(self._decoded(offer, envelope))
-
-    def decode(self, offer: StoredOffer, envelope: Envelope, remaining: float) -> int:
-        """Return the session in an envelope; raise UnsealError if it may not resume."""
-        library, session = self.library, self._decoded(offer, envelope)
-        library.SSL_SESSION_set_time(session, int(time.time()))
-        library.SSL_SESSION_set_timeout(session, math.ceil(remaining))
-        # Tickets issued on the resumed connection end when the negotiated session does, which is at a whole second.
-        end = int(self._policy.now() + remaining)
-        self._codec.remember(session, Memory(envelope.fingerprint, envelope.issued, end, offer.session_id))
-        library.SSL_SESSION_set_ex_data(session, library.session_index, offer.ssl)
-        if id_context := self._checks.id_context:
-            # OpenSSL compares it with the session's next: see _store.
-            library.SSL_set_session_id_context(offer.ssl, id_context, len(id_context))
-        return session
-
-    def _decoded(self, offer: StoredOffer, envelope: Envelope) -> int:
-        session = self._codec.decoded(envelope.session, offer.session_id)
-        reason = self._unfit(offer, envelope, session)
-        if reason:
-            self.library.SSL_SESSION_free(session)
-            raise UnsealError(reason)
-        return session
-
-    def _unfit(self, offer: StoredOffer, envelope: Envelope, session: int) -> str:
-        """Return the reason of the miss if a session of the right context may not resume."""
-        if (self.library.SSL_SESSION_get0_hostname(session) or b"") != offer.name:  # RFC 6066 section 3
-            return "server-name-mismatch"
-        reason = self._checks.unfit(offer, envelope.fingerprint, session)
-        # A stored session has neither a memory nor data of an application.
-        return reason or ("undecodable" if self._codec.data_of(session) else "")
 
     def handle_callback_error(self, error: BaseException) -> None:
         """Count a defect that a callback caught, and log it; or have its interruption raised later."""
