@@ -79,7 +79,7 @@ class TestOutages:
     def test_a_limit_is_a_miss_and_no_outage(self) -> None:
         store, now = FakeStore(), 0.0
         shim, _ = shim_on(store)
-        shim._breaker._clock = lambda: now
+        shim._breaker.now = lambda: now
         session_id = negotiate(shim)
         store.failure = resumed.LimitExceeded("at its limit")
         for rest in (0.05, 0.1, 0.2, 0.4, 0.8, 0.8):
@@ -114,7 +114,7 @@ class TestOutages:
         """The remaining operations serve stored sessions and their successors."""
         store, now = FakeStore(), 0.0
         shim, _ = shim_on(store)
-        shim._breaker._clock = lambda: now
+        shim._breaker.now = lambda: now
         stored = negotiate(shim)
         store.failure = resumed.LimitExceeded("at its limit")
         look_up(shim, Offer(stored))

@@ -36,7 +36,9 @@ class Breaker:
     """
 
     def __init__(self, failures: int = 3, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit, self._clock = failures, clock
+        self._limit = failures
+        self.now = clock
+        """Returns the time, for failed()."""
         self._backoff = 0.0
         self._backoff_since = float("-inf")
         self._limited_at = float("-inf")
@@ -51,16 +53,12 @@ class Breaker:
     @property
     def rate_limited(self) -> bool:
         """Whether the store refused a call a moment ago because of a limit."""
-        return self._clock() < self._backoff_since + self._backoff
+        return self.now() < self._backoff_since + self._backoff
 
     @property
     def scarce(self) -> bool:
         """Whether the store refused a call because of a limit in the last seconds."""
-        return self._clock() - self._limited_at < _SCARCE_SECONDS
-
-    def now(self) -> float:
-        """Return the time, for failed()."""
-        return self._clock()
+        return self.now() - self._limited_at < _SCARCE_SECONDS
 
     def failed(self, began: float, *, late: bool = False) -> None:
         """Note that a call failed that began at a time of now().
@@ -77,7 +75,7 @@ class Breaker:
         if began < self._failed_at:
             return
         self._failures += 1
-        self._failed_at = self._clock()
+        self._failed_at = self.now()
         if self.closed and self._failures >= self._limit:
             self.closed = False
             if self._failed_at - self._opened > _RESET_AFTER:
@@ -97,7 +95,7 @@ class Breaker:
         """
         self._reached()
         self.last_call_succeeded = False
-        self._limited_at = self._clock()
+        self._limited_at = self.now()
         self._back_off(began)
 
     def succeeded(self) -> None:
@@ -115,4 +113,4 @@ class Breaker:
         """Back off from now on, twice as long as the last time."""
         if began is None or began >= self._backoff_since:
             self._backoff = min(max(2 * self._backoff, _FIRST_BACKOFF), _LONGEST_BACKOFF)
-            self._backoff_since = self._clock()
+            self._backoff_since = self.now()
