@@ -42,8 +42,8 @@ def keep(journal: TextIO) -> None:
 
     count, call, connect = Recorder.count, Channel.call, ConnectionPool._connect
 
-    def counted(self: Recorder, kind: str, reason: str, number: int = 1) -> None:
-        count(self, kind, reason, number)
+    def counted(self: Recorder, kind: str, reason: str) -> None:
+        count(self, kind, reason)
         if kind == "misses":
             write(miss=reason)
 

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from resumed._policy.stats import ALL_REASONS, BUCKETS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from prometheus_client import CollectorRegistry, Metric
 
@@ -79,7 +79,7 @@ class _Exporter(Collector):
         for kind, label, documentation in counters:
             family = CounterMetricFamily(f"resumed_frontend_{kind}", documentation, labels=["session_namespace", label])
             for namespace, group in stats.items():
-                counted = _summed(getattr(each, kind) for each in group)
+                counted = sum((getattr(each, kind) for each in group), Counter[str]())
                 # With zeros: Prometheus sees no rise in a series that begins with its first.
                 for reason in dict.fromkeys([*ALL_REASONS[kind], *counted]):
                     family.add_metric([namespace, reason], counted[reason])
@@ -169,13 +169,6 @@ def _savings(by_namespace: dict[str, list[Installation]]) -> Iterator[Metric]:
                 sum((stats.hits.total() + stats.tickets_resumed.total()) * seconds for stats, seconds in known),
             )
     yield saved
-
-
-def _summed(counters: Iterable[Counter[str]]) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for counter in counters:
-        total.update(counter)
-    return total
 
 
 _exporters: weakref.WeakKeyDictionary[CollectorRegistry, _Exporter] = weakref.WeakKeyDictionary()

@@ -6,6 +6,7 @@ The encoding is in protos/README.md and protos/vectors/contexts.json; docs/conte
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,18 +91,13 @@ def _encoded(policy: ClientPolicy) -> bytes:
 
 
 def _names_of(certificate: x509.Certificate) -> set[bytes]:
-    names = set()
-    try:
+    with suppress(x509.ExtensionNotFound):
         alternatives = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        alternatives = None
-    for alternative in alternatives or ():
-        if isinstance(alternative, x509.DNSName):
-            names.add(_name(b"D", alternative.value.encode().lower()))
-        elif isinstance(alternative, x509.IPAddress):
-            names.add(_name(b"I", alternative.value.packed))  # type: ignore[union-attr]  # no network in a certificate
-    if names:
-        return names
+        names = {_name(b"D", name.encode().lower()) for name in alternatives.get_values_for_type(x509.DNSName)}
+        addresses = alternatives.get_values_for_type(x509.IPAddress)
+        names |= {_name(b"I", each.packed) for each in addresses}  # type: ignore[union-attr]  # no network in a certificate
+        if names:
+            return names
     common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return {_name(b"C", str(each.value).encode().lower()) for each in common}
 

@@ -72,10 +72,6 @@ class SessionCache:
             self._removals += 1
             self._oldest_known_removal = self._removals  # up to here anything may have been removed
 
-    def new_empty(self) -> SessionCache:
-        """Return another one for as many bytes."""
-        return SessionCache(self._limit, self._clock)
-
     def __len__(self) -> int:
         """Return how many sessions there are, expired ones included."""
         return len(self._values)
@@ -209,12 +205,12 @@ class Mirror:
     def __init__(
         self, store: StoreClient, limit: int = DEFAULT_BYTES, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._store, self._clock = store, clock
-        self.sessions = SessionCache(limit, clock)
+        self._store, self._limit, self._clock = store, limit, clock
         self._reset()
         register_after_fork(self)
 
     def _reset(self) -> None:
+        self.sessions = SessionCache(self._limit, self._clock)
         self._lock = threading.Lock()
         self._looked_up = False
         self._thread: threading.Thread | None = None
@@ -258,7 +254,6 @@ class Mirror:
 
     def after_fork_in_child(self) -> None:
         """Begin anew: the child follows by itself."""
-        self.sessions = self.sessions.new_empty()  # its lock may be held in the parent
         self._reset()
 
     def _run(self) -> None:

@@ -114,16 +114,15 @@ class Recorder:
         self._buckets = [0] * (len(BUCKETS) + 1)
         self._seconds = 0.0
 
-    def count(self, kind: str, reason: str, number: int = 1) -> None:
-        """Add to one of the Counters of Stats.
+    def count(self, kind: str, reason: str) -> None:
+        """Add 1 to one of the Counters of Stats.
 
         Args:
             kind: The name of the Counter.
             reason: One of the reasons that Stats lists.
-            number: How many.
         """
         with self._lock:
-            self._counts[kind, reason] += number
+            self._counts[kind, reason] += 1
 
     def observe_lookup(self, seconds: float) -> None:
         """Add the time of one look-up that reached the store."""
