@@ -92,7 +92,7 @@ class Channel:
                 raise StoreTimeout(f"no answer within {timeout * 1e3:.0f} ms") from None
             except ConnectionBroken as error:
                 connection.close()
-                connections.on_connection_lost()
+                connections.resolve_soon()  # there may be other servers now
                 failure = StoreUnavailable(str(error))
                 if not (method.repeatable or isinstance(error, RequestNotProcessed)):
                     raise failure from None

@@ -151,6 +151,7 @@ class Connection:
         confirmed: All that has been received was sent after this time, as time.monotonic(), or in the order in which it
             was sent up to then: the time of the request, or of the last ping() that the peer has answered. An attacker
             who delays packets delays these answers as well.
+        goaway_received: Whether the peer asked for another connection to be used from now on.
 
     Raises:
         ConnectionBroken: It has ended.
@@ -170,7 +171,7 @@ class Connection:
         self._message = bytearray()
         self._http_status, self._is_grpc = "", True
         self._ended = True
-        self._goaway_received = False
+        self.goaway_received = False
         self.confirmed = float("-inf")
         self._pinged: float | None = None  # when, while the answer is not there
         self._send(_PREFACE)  # at once: servers do not wait for it as long as a connection may be kept
@@ -251,14 +252,9 @@ class Connection:
         """The context that secures it, None if nothing does."""
         return getattr(self._socket, "context", None)
 
-    @property
-    def goaway_received(self) -> bool:
-        """Whether the peer asked for another connection to be used from now on."""
-        return self._goaway_received
-
     def reusable(self) -> bool:
         """Whether another call can be sent, while none is in flight. Handles frames that arrived since the last one."""
-        if not self._ended or self._goaway_received or self._stream > _LAST_STREAM - 2:
+        if not self._ended or self.goaway_received or self._stream > _LAST_STREAM - 2:
             return False
         if self._poll and not self._poll.poll(0):
             return True
@@ -274,7 +270,7 @@ class Connection:
                 pass  # of a call that has ended
         except (OSError, ConnectionBroken):  # an answer of ours found no room, and part of it may be on its way
             return False
-        return not self._goaway_received
+        return not self.goaway_received
 
     def ping(self) -> None:
         """Ask the peer for a sign of life (RFC 9113 section 6.7), unless it still owes one: see `confirmed`."""
@@ -306,9 +302,8 @@ class Connection:
             if room <= 0:
                 self._receive()
                 while frame := self._received_frame():
-                    self._goaway_received = (
-                        True  # answered before all was sent: the rest of the call ends the connection
-                    )
+                    # Answered before all was sent: the rest of the call ends the connection.
+                    self.goaway_received = True
                     self._handle_stream_frame(frame, end)
                 continue
             piece = body[sent : sent + room]
@@ -419,7 +414,7 @@ class Connection:
             elif stream == self._stream:
                 self._window += increment
         elif kind == _GOAWAY:
-            self._goaway_received = True
+            self.goaway_received = True
             if int.from_bytes(payload[:4], "big") & _LAST_STREAM < self._stream and not self._ended:
                 raise RequestNotProcessed("the peer is going away")
         elif kind == _PUSH_PROMISE:

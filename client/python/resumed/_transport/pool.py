@@ -172,10 +172,6 @@ class ConnectionPool:
             with self._changed:
                 self._changed.notify_all()
 
-    def on_connection_lost(self) -> None:
-        """Note that a connection failed or was ended: there may be other servers now."""
-        self._resolve_soon()
-
     def on_timeout(self, server: Server, since: float) -> None:
         """Note that a call got no answer from a server, which began then, as time.monotonic().
 
@@ -187,7 +183,7 @@ class ConnectionPool:
             with self._changed:
                 self._failed(server, "no answer in time")
         else:
-            self.on_connection_lost()
+            self.resolve_soon()
 
     def on_unavailable(self, server: Server) -> bool:
         """Note that a server answers that it is unavailable; return whether another one can be called."""
@@ -227,7 +223,7 @@ class ConnectionPool:
                     return server, connection
                 else:
                     connection.close()
-                    self.on_connection_lost()
+                    self.resolve_soon()
         return None
 
     def _wait_for_connection(self, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
@@ -317,7 +313,7 @@ class ConnectionPool:
         """Note that a server could not be reached, and tell those who wait; called with the lock."""
         server.mark_unreachable(reason, alone=len(self._servers) == 1)
         self._changed.notify_all()
-        self.on_connection_lost()
+        self.resolve_soon()
 
     def _connect(self, where: SocketAddress, end: float) -> Connection:
         family, address = where
@@ -340,14 +336,14 @@ class ConnectionPool:
 
     def _resolve_first(self, end: float) -> tuple[Server, ...]:
         """Look the target's name up; wait for that until `end`."""
-        resolver = self._resolve_soon()
+        resolver = self.resolve_soon()
         if resolver is not None:
             resolver.join(max(0.0, end - time.monotonic()))
         if not self._servers:
             raise StoreUnavailable(f"{self._target.authority}: {self._unresolved}")
         return self._servers
 
-    def _resolve_soon(self) -> threading.Thread | None:
+    def resolve_soon(self) -> threading.Thread | None:
         """Look the target's name up in the background, unless that is under way or was done a moment ago."""
         with self._lock:
             if self._target.literal:
