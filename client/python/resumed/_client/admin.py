@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from resumed._client.store import parse_response
+from resumed._client.store import parse_response, seconds_of, time_of
 from resumed._transport.channel import Channel, Method
 from resumed.v1 import admin_pb2 as pb
 
 if TYPE_CHECKING:
-    from google.protobuf.timestamp_pb2 import Timestamp
     from typing_extensions import Self
 
     from resumed._transport.tls import Credentials
@@ -76,7 +75,7 @@ class Admin:
         if issued_before is not None:
             request.issued_before_time.FromMicroseconds(int(issued_before * 1e6))
         answer = self._channel.call(_PURGE, request.SerializeToString(), self.deadline)
-        return _seconds(parse_response(pb.PurgeResponse, answer).issued_before_time)
+        return seconds_of(parse_response(pb.PurgeResponse, answer).issued_before_time)
 
     def stats(self, namespace: str | None = None) -> dict[str, NamespaceStats]:
         """Count what there is of a namespace, or (None) of each in which there is something."""
@@ -102,9 +101,5 @@ def _stats(stats: pb.NamespaceStats) -> NamespaceStats:
         stats.value_bytes,
         stats.tombstone_count,
         stats.purged_count,
-        _seconds(stats.issued_before_time) if stats.HasField("issued_before_time") else None,
+        time_of(stats, "issued_before_time"),
     )
-
-
-def _seconds(time: Timestamp) -> float:
-    return time.seconds + time.nanos / 1e9

@@ -157,7 +157,7 @@ class StoreClient:
         AlreadyExists if the key holds another value, or was removed, taken or purged.
         """
         request = self._put(Put(key, value, ttl, issued, pinned))
-        return _seconds(self._call(_PUT, request, pb.PutResponse, deadline).ttl)
+        return seconds_of(self._call(_PUT, request, pb.PutResponse, deadline).ttl)
 
     def get(self, key: bytes, *, deadline: float | None = None) -> StoredSession | None:
         """Return the live session of `key`, or None."""
@@ -341,39 +341,41 @@ def _change(event: pb.WatchEvent) -> Change:
     match event.WhichOneof("event"):
         case "stored":
             stored = event.stored
-            session = StoredSession(stored.session.value, _seconds(stored.session.ttl))
-            return Change(stored.key, session, _time(stored, "issue_time"))
+            session = StoredSession(stored.session.value, seconds_of(stored.session.ttl))
+            return Change(stored.key, session, time_of(stored, "issue_time"))
         case "removed":
-            return Change(event.removed.key, ttl=_seconds(event.removed.ttl))
+            return Change(event.removed.key, ttl=seconds_of(event.removed.ttl))
         case "purged":
             purged = event.purged
-            return Change(b"", None, _time(purged, "issued_before_time"), purged=_time(purged, "purge_time"))
+            return Change(b"", None, time_of(purged, "issued_before_time"), purged=time_of(purged, "purge_time"))
         case _:
             return Change(b"")
 
 
-def _time(message: Message, field: str) -> float | None:
-    return _seconds(getattr(message, field)) if message.HasField(field) else None
+def time_of(message: Message, field: str) -> float | None:
+    """Return the time in a field of a message, in Unix seconds; None if it is not set."""
+    return seconds_of(getattr(message, field)) if message.HasField(field) else None
 
 
 def _duration(seconds: float) -> Duration:
     return Duration(seconds=int(seconds), nanos=int(seconds % 1 * 1e9) if seconds > 0 else 0)
 
 
-def _seconds(duration: Duration | Timestamp) -> float:
+def seconds_of(duration: Duration | Timestamp) -> float:
+    """Return a duration, or a time in Unix seconds."""
     return duration.seconds + duration.nanos / 1e9
 
 
 def _session(answer: pb.GetResponse | pb.TakeResponse) -> StoredSession | None:
     if not answer.HasField("session"):
         return None
-    return StoredSession(answer.session.value, _seconds(answer.session.ttl))
+    return StoredSession(answer.session.value, seconds_of(answer.session.ttl))
 
 
 def _result(result: pb.BatchResult) -> Result:
     match result.WhichOneof("result"):
         case "put":
-            return _seconds(result.put.ttl)
+            return seconds_of(result.put.ttl)
         case "get":
             return _session(result.get)
         case "take":
