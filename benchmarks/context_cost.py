@@ -72,7 +72,7 @@ def build_server(kind: Callable[[ssl.SSLContext], None], *, checked: bool) -> tu
     untyped_policy: Any = policy
     binding = CallbackBinding(context, untyped_policy)
     if not checked:
-        binding._checks._contexts = ConstantContexts()  # type: ignore[assignment]
+        binding._checks.contexts = ConstantContexts()  # type: ignore[assignment]
     return context, binding
 
 

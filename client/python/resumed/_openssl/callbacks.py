@@ -305,7 +305,8 @@ class CallbackBinding:
             return None
         reused = bool(library.SSL_session_reused(ssl))
         if memory and (
-            self._ends_handshake(ssl, memory, reused) or (reused and checks.agrees(ssl, mode, memory.fingerprint))
+            self._ends_handshake(ssl, memory, reused)
+            or (reused and checks.contexts.agrees(ssl, mode, memory.fingerprint))
         ):
             return memory
         if reused:

@@ -33,11 +33,7 @@ def offered_ids(library: Library, ssl: int) -> list[bytes]:
     """Return the ids that OpenSSL will ask the get callback for, in its order, until one has a session."""
     if is_tls13(library, ssl):
         # The legacy_session_id is a random one then, for middleboxes' sake (RFC 8446 appendix D.4).
-        return [
-            identity
-            for identity in identities(_extension(library, ssl, _PRE_SHARED_KEY) or b"")
-            if len(identity) == ID_BYTES
-        ]
+        return [identity for identity in offered_identities(library, ssl) if len(identity) == ID_BYTES]
     data = c_void_p()
     length = library.SSL_client_hello_get0_session_id(ssl, byref(data))
     return [string_at(data.value, length)] if length and data.value else []

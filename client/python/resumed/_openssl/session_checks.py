@@ -49,7 +49,7 @@ class SessionChecks:
     ) -> None:
         self._library, self._pointer, self._chooses_by_name = library, pointer, chooses_by_name
         self._namespace, self._namespace_of, self.id_context = namespace, namespace_of, id_context
-        self.codec, self._contexts, self._names = SessionCodec(library), contexts_of(library), ServedNames()
+        self.codec, self.contexts, self._names = SessionCodec(library), contexts_of(library), ServedNames()
         self._known_id_context: bytes | None = None  # as the last full handshake showed it: OpenSSL has no getter
         self._warned: set[str] = set()
 
@@ -66,7 +66,7 @@ class SessionChecks:
         by_name = by_name and not library.SSL_get_finished(ssl, None, 0)
         if by_name or expected.reason == "context-unstable":
             return expected
-        return Expected(self._contexts.fingerprint(ssl, library.SSL_get_verify_mode(ssl)))
+        return Expected(self.contexts.fingerprint(ssl, library.SSL_get_verify_mode(ssl)))
 
     def may_share(self, ssl: int, session: int, mode: int) -> bool:
         """Return whether a session of a connection, with its verify mode, proves enough to resume elsewhere."""
@@ -78,16 +78,12 @@ class SessionChecks:
             and bool(library.SSL_get_shutdown(ssl) != BOTH_SHUTDOWN)
         )
 
-    def agrees(self, ssl: int, mode: int, fingerprint: bytes) -> bool:
-        """Return whether a resumed connection is in the context that negotiated the session."""
-        return self._contexts.agrees(ssl, mode, fingerprint)
-
     def learn(self, ssl: int, session: int, mode: int) -> bytes:
         """Return the fingerprint of a connection after a full handshake, and note that it serves the name."""
         library = self._library
         if not self.id_context:
             self._known_id_context = self.codec.id_context_of(session)
-        fingerprint = self._contexts.fingerprint(ssl, mode)
+        fingerprint = self.contexts.fingerprint(ssl, mode)
         if self._chooses_by_name() and not library.SSL_get_ex_data(ssl, library.taught_index):
             # Only once: a renegotiation or post-handshake authentication may change it later.
             library.SSL_set_ex_data(ssl, library.taught_index, 1)
@@ -127,7 +123,7 @@ class SessionChecks:
             fingerprint is not None
             and has_peer_as_asked(mode, bool(library.SSL_SESSION_get0_peer(session)))
             and bool(library.SSL_get_verify_result(ssl) == _X509_V_OK)
-            and self._contexts.agrees(ssl, mode, fingerprint)
+            and self.contexts.agrees(ssl, mode, fingerprint)
             and self._is_of_namespace(ssl)
         )
 

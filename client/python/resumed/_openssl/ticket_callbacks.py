@@ -245,7 +245,7 @@ class TicketCallbacks:
         if not checks.may_share(ssl, session, mode):
             return None
         state = self._state_in(ssl, self._codec.data_of(session))
-        return state if state and checks.agrees(ssl, mode, state.fingerprint) else None
+        return state if state and checks.contexts.agrees(ssl, mode, state.fingerprint) else None
 
     def _state_in(self, ssl: int, data: bytes) -> TicketState | None:
         """Return the state in the data of a session; of a stored one, that of the first ticket that follows it."""
