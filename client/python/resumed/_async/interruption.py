@@ -7,7 +7,6 @@ the step that it is in (during()), or, where this package does not see the step,
 from __future__ import annotations
 
 import ctypes
-import inspect
 import signal
 import sys
 import threading
@@ -51,8 +50,10 @@ def interrupted(error: BaseException) -> None:
     """Have an exception raised again that has interrupted a callback of this thread, once the callback has returned."""
     if _steps.depth:
         _steps.error = error
-    else:
-        _raise_later(threading.get_ident(), error, inspect.currentframe())
+        return
+    callback = _callback_of(sys._getframe())  # noqa: SLF001  # documented
+    step = _Step(callback.f_back, callback.f_back.f_lasti) if callback.f_back else None
+    _schedule(threading.get_ident(), error, callback, step, _STEP_MOMENTS)
 
 
 class _Step(NamedTuple):
@@ -63,12 +64,6 @@ class _Step(NamedTuple):
     instruction: int
     """Where it did."""
 
-    @classmethod
-    def of(cls, callback: FrameType) -> _Step | None:
-        """Return the step of a callback, if Python code called the library."""
-        caller = callback.f_back
-        return cls(caller, caller.f_lasti) if caller else None
-
     def runs(self, frame: FrameType | None) -> bool:
         """Return whether a thread, given its present frame, is still in the step."""
         while frame and frame is not self.caller:
@@ -76,15 +71,8 @@ class _Step(NamedTuple):
         return frame is not None and frame.f_lasti == self.instruction
 
 
-def _raise_later(thread: int, error: BaseException, within: FrameType | None) -> None:
-    """Raise an exception in another thread once its callback has returned, and the step of the TLS library."""
-    callback = within and _callback_of(within)
-    step = _Step.of(callback) if callback else None
-    _schedule(thread, error, callback, step, _STEP_MOMENTS)
-
-
-def _schedule(thread: int, error: BaseException, within: FrameType | None, step: _Step | None, moments: int) -> None:
-    threading.Timer(_MOMENT, _raise_in, (thread, error, within, step, moments)).start()
+def _schedule(thread: int, error: BaseException, callback: FrameType, step: _Step | None, moments: int) -> None:
+    threading.Timer(_MOMENT, _raise_in, (thread, error, callback, step, moments)).start()
 
 
 def _callback_of(frame: FrameType) -> FrameType:
@@ -98,18 +86,19 @@ def _is_ours(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
-def _raise_in(
-    thread: int, error: BaseException, within: FrameType | None, step: _Step | None = None, moments: int = 0
-) -> None:
-    """Raise an exception in another thread, which the interpreter makes of a class there."""
+def _raise_in(thread: int, error: BaseException, callback: FrameType, step: _Step | None, moments: int) -> None:
+    """Raise an exception in another thread, which the interpreter makes of a class there.
+
+    If Python code called the TLS library, its step has to end first, for so many moments at most.
+    """
     present = frame = sys._current_frames().get(thread)  # noqa: SLF001  # documented
-    while frame and frame is not within:
+    while frame and frame is not callback:
         frame = frame.f_back
-    if frame and within:  # a busy machine: raised now, it would end in the callback, and be lost
-        _schedule(thread, error, within, step, moments)
+    if frame:  # a busy machine: raised now, it would end in the callback, and be lost
+        _schedule(thread, error, callback, step, moments)
         return
     if step and moments and step.runs(present):
-        _schedule(thread, error, within, step, moments - 1)
+        _schedule(thread, error, callback, step, moments - 1)
         return
     if isinstance(error, KeyboardInterrupt):  # a signal also ends the next wait of the main thread
         signal.pthread_kill(threading.main_thread().ident or thread, signal.SIGINT)
