@@ -98,17 +98,17 @@ class Installation:
     @property
     def new_callback(self) -> Any:
         """The context's new-session callback (SSL_CTX_sess_get_new_cb) as a ctypes function; None when unset."""
-        return self._binding.new_callback
+        return self._binding.callbacks[0]
 
     @property
     def get_callback(self) -> Any:
         """The context's get-session callback (SSL_CTX_sess_get_get_cb) as a ctypes function; None when unset."""
-        return self._binding.get_callback
+        return self._binding.callbacks[1]
 
     @property
     def remove_callback(self) -> Any:
         """The context's remove-session callback (SSL_CTX_sess_get_remove_cb) as a ctypes function; None when unset."""
-        return self._binding.remove_callback
+        return self._binding.callbacks[2]
 
     def remove(self, sessions: object) -> Future[bool]:
         """Remove sessions from the whole fleet, in the background.

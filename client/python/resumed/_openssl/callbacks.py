@@ -80,7 +80,7 @@ class CallbackBinding:
     def __init__(
         self, context: Any, policy: SessionPolicy, *, replace: bool = False, ignore_id_context: bool = False
     ) -> None:
-        self.library, self._pointer, self._chooses_by_name, self.context_may_change = context_of(context)
+        self.library, self._pointer, chooses_by_name, self.context_may_change = context_of(context)
         self._handshakes: dict[int, SuspendableHandshake] = {}  # by the numbers in their connections, the last ones
         self._policy = policy
         library, pointer = self.library, self._pointer
@@ -94,7 +94,7 @@ class CallbackBinding:
         self._checks = SessionChecks(
             library,
             pointer,
-            self._chooses_by_name,
+            chooses_by_name,
             namespace=policy.namespace,
             namespace_of=_namespace_of,
             # None: that of the application, which OpenSSL compares.
@@ -139,19 +139,11 @@ class CallbackBinding:
         _live.add(self)
 
     @property
-    def new_callback(self) -> Any:
-        """What SSL_CTX_sess_get_new_cb returns, as a ctypes function; None when unset."""
-        return _function(NEW_CALLBACK, self._current()[0])
-
-    @property
-    def get_callback(self) -> Any:
-        """What SSL_CTX_sess_get_get_cb returns, as a ctypes function; None when unset."""
-        return _function(GET_CALLBACK, self._current()[1])
-
-    @property
-    def remove_callback(self) -> Any:
-        """What SSL_CTX_sess_get_remove_cb returns, as a ctypes function; None when unset."""
-        return _function(REMOVE_CALLBACK, self._current()[2])
+    def callbacks(self) -> tuple[Any, ...]:
+        """The context's callbacks for new sessions, look-ups and removals as ctypes functions; None where unset."""
+        prototypes = NEW_CALLBACK, GET_CALLBACK, REMOVE_CALLBACK
+        pairs = zip(prototypes, self._current(), strict=True)
+        return tuple(prototype(address) if address else None for prototype, address in pairs)
 
     @cached_property
     def signature_seconds(self) -> float | None:
@@ -471,10 +463,6 @@ class _CurrentHandshake(threading.local):
     """The handshake that this thread takes a step of."""
 
     handshake: SuspendableHandshake | None = None
-
-
-def _function(prototype: Any, address: int) -> Any:
-    return prototype(address) if address else None
 
 
 def _namespace_of(pointer: int) -> str | None:

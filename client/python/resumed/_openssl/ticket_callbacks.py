@@ -32,6 +32,8 @@ from resumed._policy.lookups import result_or_late
 from resumed._policy.tickets import HEAD_BYTES, MAX_SESSION_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resumed._async.suspendable_handshake import SuspendableHandshake
     from resumed._crypto.ticket_secret import TicketSecret
     from resumed._openssl.callbacks import CallbackBinding
@@ -275,16 +277,17 @@ class TicketCallbacks:
         random = os.urandom(_IV_BYTES)
         memmove(name, secret.name, NAME_BYTES)
         memmove(iv, random, _IV_BYTES)
-        return _USE_KEY if self._keys.set_encryption(secret, random, cipher, mac) else _NO_TICKET
+        is_set = self._keys.set(library.EVP_EncryptInit_ex, secret, random, cipher, mac)
+        return _USE_KEY if is_set else _NO_TICKET
 
     def _decrypt(self, ssl: int, name: int, iv: int, cipher: int, mac: int) -> int:
-        tickets, current = self._tickets, self._current
+        tickets, current, library = self._tickets, self._current, self._library
         key_name = string_at(name, NAME_BYTES)
         current.secret = secret = tickets.secret_for_name(key_name)
-        if secret is None or not self._keys.set_decryption(secret, iv, cipher, mac):
+        if secret is None or not self._keys.set(library.EVP_DecryptInit_ex, secret, iv, cipher, mac):
             return _NO_TICKET
         current.head = key_name + string_at(iv, _IV_BYTES)
-        renew = self._library.SSL_version(ssl) == TLS1_3_VERSION or not tickets.is_current(secret)
+        renew = library.SSL_version(ssl) == TLS1_3_VERSION or not tickets.is_current(secret)
         return _USE_KEY_AND_RENEW if renew else _USE_KEY
 
     def _on_decrypt(self, ssl: int, session: int, _name: int, _length: int, status: int, _data: int) -> int:
@@ -383,25 +386,16 @@ class _TicketKeys:
         cipher: int = self._library.EVP_CIPHER_fetch(None, b"AES-256-CBC", None)
         return cipher
 
-    def set_encryption(self, secret: TicketSecret, iv: bytes, cipher: int, mac: int) -> bool:
-        prepared, library = self._prepared_for(secret), self._library
-        return bool(
-            library.EVP_MAC_CTX_set_params(mac, prepared.address)
-            and library.EVP_EncryptInit_ex(cipher, self._cipher, None, prepared.aes, iv)
-        )
-
-    def set_decryption(self, secret: TicketSecret, iv: int, cipher: int, mac: int) -> bool:
-        prepared, library = self._prepared_for(secret), self._library
-        return bool(
-            library.EVP_MAC_CTX_set_params(mac, prepared.address)
-            and library.EVP_DecryptInit_ex(cipher, self._cipher, None, prepared.aes, iv)
-        )
-
-    def _prepared_for(self, secret: TicketSecret) -> _Prepared:
-        prepared: _Prepared | None = secret.prepared.get(self._library)
+    def set(self, initialize: Callable[..., int], secret: TicketSecret, iv: bytes | int, cipher: int, mac: int) -> bool:
+        """Set the keys of a secret; `initialize` is EVP_EncryptInit_ex or EVP_DecryptInit_ex."""
+        library = self._library
+        prepared: _Prepared | None = secret.prepared.get(library)
         if prepared is None:
-            prepared = secret.prepared[self._library] = _Prepared(secret)
-        return prepared
+            prepared = secret.prepared[library] = _Prepared(secret)
+        return bool(
+            library.EVP_MAC_CTX_set_params(mac, prepared.address)
+            and initialize(cipher, self._cipher, None, prepared.aes, iv)
+        )
 
 
 class _Prepared:
