@@ -22,10 +22,11 @@ class ProcessTag:
     """Makes nonces, and recognises ids that begin with one of them. A forked child has a key of its own."""
 
     def __init__(self) -> None:
-        self._reset()
+        self.after_fork_in_child()
         register_after_fork(self)
 
-    def _reset(self) -> None:
+    def after_fork_in_child(self) -> None:
+        """Take a new key: the parent's ids are foreign."""
         self._key = os.urandom(16)
 
     def nonce(self) -> bytes:
@@ -37,10 +38,6 @@ class ProcessTag:
         """Return whether this process issued an id that is known to be the fleet's."""
         tag = session_id[_RANDOM_BYTES : _RANDOM_BYTES + _TAG_BYTES]
         return tag == self._tag(session_id[:_RANDOM_BYTES])
-
-    def after_fork_in_child(self) -> None:
-        """Take a new key: the parent's ids are foreign."""
-        self._reset()
 
     def _tag(self, random: bytes) -> bytes:
         return (hash(random + self._key) & _TAG_MASK).to_bytes(_TAG_BYTES, "big")

@@ -96,10 +96,11 @@ class Lookups:
         self._store, self._breaker, self._recorder, self._probe = store, breaker, recorder, probe
         self._single_use, self._max_concurrent, self._mirror = single_use, max_concurrent, mirror
         self._warned = False  # that the store keeps claims for too short a time
-        self._reset()
+        self.after_fork_in_child()
         register_after_fork(self)
 
-    def _reset(self) -> None:
+    def after_fork_in_child(self) -> None:
+        """Begin with none under way."""
         self._lock = threading.RLock()  # forget() is called by the garbage collector, too
         self._flights: dict[bytes, Future[LookupResult]] = {}
         self._in_flight = 0
@@ -164,10 +165,6 @@ class Lookups:
     def close(self) -> None:
         """Begin no more of them on other threads."""
         self._threads.shutdown(wait=False)
-
-    def after_fork_in_child(self) -> None:
-        """Begin with none under way."""
-        self._reset()
 
     def _reason_to_skip(self) -> str:
         if not self._breaker.closed:

@@ -30,10 +30,11 @@ class Prober:
     def __init__(self, store: StoreClient, breaker: Breaker) -> None:
         self._store, self._breaker = store, breaker
         self._closed = threading.Event()
-        self._reset()
+        self.after_fork_in_child()
         register_after_fork(self)
 
-    def _reset(self) -> None:
+    def after_fork_in_child(self) -> None:
+        """Begin without the parent's thread."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -51,10 +52,6 @@ class Prober:
     def close(self) -> None:
         """Try no more."""
         self._closed.set()
-
-    def after_fork_in_child(self) -> None:
-        """Begin without the parent's thread."""
-        self._reset()
 
     def _run(self) -> None:
         while not (self._breaker.closed or self._closed.wait(self._breaker.next_probe_delay())):

@@ -53,7 +53,7 @@ MAX_MESSAGE = (16 << 20) + (1 << 20)
 _WINDOW = 2 * MAX_MESSAGE
 _RECEIVE = 65_536
 
-OK, CANCELLED, UNKNOWN, UNAVAILABLE = 0, 1, 2, 14
+CANCELLED, UNKNOWN, UNAVAILABLE = 1, 2, 14
 _INTERNAL = 13
 # gRPC's http-grpc-status-mapping.md: the meaning of a proxy's answers without gRPC.
 _BY_HTTP_STATUS = {"400": 13, "401": 16, "403": 7, "404": 12, "429": 14, "502": 14, "503": 14, "504": 14}
