@@ -59,7 +59,8 @@ class SessionCache:
         self._lock = threading.RLock()
         self._changing = False
         self._to_remove: deque[bytes] = deque()
-        self._removals = 0
+        self.removals = 0
+        """How many removals there were: a look-up notes it when it begins, and put() wants it back."""
         self._recent: dict[bytes, int] = {}  # the last removals, with their numbers
         self.clear()
 
@@ -69,17 +70,12 @@ class SessionCache:
             self._values: dict[bytes, bytes] = {}  # expiry, issue, value: one object an entry
             self._order: deque[bytes] = deque()
             self._bytes = 0
-            self._removals += 1
-            self._oldest_known_removal = self._removals  # up to here anything may have been removed
+            self.removals += 1
+            self._oldest_known_removal = self.removals  # up to here anything may have been removed
 
     def __len__(self) -> int:
         """Return how many sessions there are, expired ones included."""
         return len(self._values)
-
-    @property
-    def removals(self) -> int:
-        """How many removals there were: a look-up notes it when it begins, and put() wants it back."""
-        return self._removals
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of a live session, or None."""
@@ -124,8 +120,8 @@ class SessionCache:
     def purge(self, before: float) -> None:
         """Forget the sessions that were issued before a time, or at an unknown time; and refuse those of look-ups."""
         with self._change():
-            self._removals += 1
-            self._oldest_known_removal = self._removals
+            self.removals += 1
+            self._oldest_known_removal = self.removals
             issues = ((key, int.from_bytes(entry[_ISSUE], "big")) for key, entry in self._values.items())
             for key in [key for key, issued in issues if issued < before]:
                 self._drop(key)
@@ -159,9 +155,9 @@ class SessionCache:
                 self._changing = False
 
     def _remove(self, key: bytes) -> None:
-        self._removals += 1
+        self.removals += 1
         self._recent.pop(key, None)
-        self._recent[key] = self._removals
+        self._recent[key] = self.removals
         if len(self._recent) > _RECENT_REMOVALS:
             oldest = next(iter(self._recent))
             self._oldest_known_removal = max(self._oldest_known_removal, self._recent.pop(oldest))

@@ -148,6 +148,7 @@ class Connection:
         connected: The socket, with TLS or without.
 
     Attributes:
+        tls_context: The context that secures it, None if nothing does.
         confirmed: All that has been received was sent after this time, as time.monotonic(), or in the order in which it
             was sent up to then: the time of the request, or of the last ping() that the peer has answered. An attacker
             who delays packets delays these answers as well.
@@ -159,6 +160,7 @@ class Connection:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
+        self.tls_context: ssl.SSLContext | None = getattr(connected, "context", None)
         self._poll = select.poll() if hasattr(select, "poll") else None  # eventlet takes it away
         if self._poll:
             self._poll.register(connected, select.POLLIN)
@@ -246,11 +248,6 @@ class Connection:
         if message is None or self.message(end) is not None:
             raise ConnectionBroken("the answer has not one message")
         return message
-
-    @property
-    def tls_context(self) -> ssl.SSLContext | None:
-        """The context that secures it, None if nothing does."""
-        return getattr(self._socket, "context", None)
 
     def reusable(self) -> bool:
         """Whether another call can be sent, while none is in flight. Handles frames that arrived since the last one."""
