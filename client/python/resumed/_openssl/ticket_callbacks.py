@@ -130,7 +130,7 @@ class TicketCallbacks:
             return None
         try:
             state = self._codec.ticket_state(session)
-            return None if self._refusal(ssl, session, state) else state
+            return state if state and not self._refusal(ssl, session, state) else None
         finally:
             self._library.SSL_SESSION_free(session)
 
@@ -300,8 +300,8 @@ class TicketCallbacks:
                 self._tickets.count_refusal("not-authentic")
                 return _IGNORE_AND_RENEW
             state = self._codec.ticket_state(session)
-            reason = self._refusal(ssl, session, state)
-            if state is None or reason or (reason := self._claim(ssl, current.head, state)):
+            reason = state and (self._refusal(ssl, session, state) or self._claim(ssl, current.head, state))
+            if state is None or reason:
                 self._tickets.count_refusal(reason or "malformed")
                 return _IGNORE_AND_RENEW
             self._accept(ssl, session, state)
@@ -319,12 +319,9 @@ class TicketCallbacks:
         value, reason = result_or_late(claim, 0)
         return reason if value is None else None
 
-    def _refusal(self, ssl: int, session: int, state: TicketState | None) -> str | None:
+    def _refusal(self, ssl: int, session: int, state: TicketState) -> str | None:
         offer = Offer(self._library, self._checks, ssl)
-        reason = self._tickets.refusal(state, offer)
-        if reason or state is None:
-            return reason
-        return self._checks.unfit(offer, state.fingerprint, session) or None
+        return self._tickets.refusal(state, offer) or self._checks.unfit(offer, state.fingerprint, session) or None
 
     def _accept(self, ssl: int, session: int, state: TicketState) -> None:
         if self._library.SSL_version(ssl) == TLS1_3_VERSION:  # in TLS 1.2 it has the id by which its client knows it

@@ -231,10 +231,6 @@ class Tickets:
             return None
         return state if end == state.end else state._replace(end=end)
 
-    def remaining(self, state: TicketState) -> float:
-        """Return the seconds until a lineage ends."""
-        return state.end - self._clock()
-
     def count_issue(self) -> None:
         """Note a ticket that was issued."""
         self._recorder.count("tickets_issued", "held-over" if self._holding_over else "current")
@@ -243,15 +239,13 @@ class Tickets:
         """Note a handshake that gets no ticket, as its session must not be shared."""
         self._recorder.count("tickets_withheld", "unresumable")
 
-    def refusal(self, state: TicketState | None, offer: TicketOffer) -> str | None:
+    def refusal(self, state: TicketState, offer: TicketOffer) -> str | None:
         """Return why a ticket must not resume, or None.
 
         Args:
-            state: The state in it, None if it has none of ours.
+            state: The state in it.
             offer: The connection on which it is offered.
         """
-        if state is None:
-            return "malformed"
         if state.end <= self._clock():
             return "expired"
         expected = offer.expected
@@ -267,7 +261,7 @@ class Tickets:
             return "purged"
         if self._lineage_keys.key(state.lineage) in self.removals:
             return "revoked"
-        if not self.live and self._monotonic() - self._live_at >= self._grace:
+        if self._monotonic() - self._live_at >= max(self._grace, _STALE_SECONDS):
             return "removals-unknown"
         return None
 
@@ -296,14 +290,14 @@ class Tickets:
         secret = self.held_secret(head[:NAME_BYTES])
         if secret is None:  # dropped since it opened the ticket
             return completed_future((None, "unknown-secret"))
-        remaining = self.remaining(state)
+        now = self._clock()
         # If a step of the store's clock ends the claim, it has ended the secret before.
-        ttl = max(remaining + self._secrets.margin, secret.not_after - self._clock())
+        ttl = max(state.end + self._secrets.margin, secret.not_after) - now
         claim = Claim(
             self._use_keys.key(head),
             state.negotiated,
             ttl,
-            remaining,
+            state.end - now,
             secret.address,
             partial(self._secrets.is_stored_as, secret),
         )
