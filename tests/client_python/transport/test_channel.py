@@ -160,6 +160,26 @@ def test_a_call_goes_to_another_server_if_one_is_unavailable() -> None:
         assert 1 <= len(unavailable.calls) <= 2 + pauses, "one in each pause"
 
 
+def test_a_call_waits_for_a_connection_to_another_server_if_one_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_again = threading.Event()
+
+    def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
+        if len(unavailable.calls) > 1:
+            asked_again.set()
+        context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+
+    def connect_late(pool: ConnectionPool, where: SocketAddress, end: float) -> Connection:
+        if where[1][1] == well.port:
+            asked_again.wait(0.2)
+        return connect(pool, where, end)
+
+    connect = ConnectionPool._connect
+    monkeypatch.setattr(ConnectionPool, "_connect", connect_late)
+    with serving(refuse) as unavailable, serving() as well, channel_to(unavailable, well) as channel:
+        assert channel.call(ECHO, b"x", LONG) == b"x"
+        assert len(unavailable.calls) == 1
+
+
 def test_no_time_is_no_second_try() -> None:
     def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
         context.abort(grpc.StatusCode.UNAVAILABLE, "not now")

@@ -211,8 +211,8 @@ class ConnectionPool:
     def _free(self, servers: Sequence[Server]) -> tuple[Server, Connection] | None:
         """Return a connection that is free and good, if any server has one."""
         context = self._credentials.context() if self._credentials else None
-        if len(servers) > 1:
-            servers = sorted(servers, key=lambda server: server.backing_off)  # those that are well come first
+        # A server that is unavailable is not asked again while another one may still get a connection.
+        servers = [server for server in servers if not server.backing_off] or servers
         for server in servers:
             while connection := server.take():
                 if connection.tls_context is not context:
@@ -256,11 +256,12 @@ class ConnectionPool:
             if found := self._connect_to(server, servers, now + (end - now) / (len(servers) - tried)):
                 return found, ""
             failure = server.failure or failure
-        while any(server.connecting for server in asked) and (left := end - time.monotonic()) > 0:
+        while not (found := self._free(servers)):
+            left = end - time.monotonic()
+            if left <= 0 or not any(server.connecting for server in asked):
+                break
             self._changed.wait(left)  # for those that were slow
-            if found := self._free(servers):
-                return found, ""
-        return None, failure
+        return found, failure
 
     def _connect_to(self, server: Server, servers: Sequence[Server], end: float) -> tuple[Server, Connection] | None:
         """Have a server make a connection, and return that, or one that any server has sooner."""
