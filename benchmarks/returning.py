@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--stacks", nargs="+", default=[stack.name for stack in STACKS], metavar="NAME")
     parser.add_argument("--kinds", nargs="+", default=[CALL], choices=[CALL, MIRROR, TICKETS])
     parser.add_argument("--versions", nargs="+", default=VERSIONS)
+    parser.add_argument("--transport", default="grpcio", choices=["grpcio", "native"], help="of the store")
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--visits", type=int, default=20, help="of the returning client, in each turn")
     parser.add_argument("--seconds", type=float, default=0.6, help="under load, in each turn")
@@ -104,7 +105,7 @@ def main() -> None:
     trees = {"now": ROOT} | ({"before": options.before.resolve()} if options.before else {})
     cases = [("", ROOT, BARE), *((tree, root, kind) for kind in options.kinds for tree, root in trees.items())]
     console = Console(width=None if os.isatty(1) else 200)
-    with Rig() as rig, running_server() as store:
+    with Rig() as rig, running_server("--transport", options.transport) as store:
         environment = Environment(rig.certificate("P-256"), rig.keyring("P-256"), Path(), store.target, "")
         for version in options.versions:
             with contextlib.ExitStack() as stack:
