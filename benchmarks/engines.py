@@ -23,14 +23,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rich.console import Console
 from rich.progress import Progress
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from benchmarks.empty import SERVICE, run_empty_server
 from benchmarks.load import make_unary_calls
-from benchmarks.measuring import build_table, cpu_seconds, percentiles, process_tree, spread
+from benchmarks.measuring import build_table, cpu_seconds, new_console, percentiles, process_tree, spread
 from resumed.v1 import session_store_pb2 as pb
 from resumed_server.preflight import verify_settings
 from support.redis import redis_server, valkey_server
@@ -251,7 +250,7 @@ def main() -> None:
     options = parser.parse_args()
     with Progress(transient=True) as progress, Bench(options).run() as bench:
         bench.measure(progress)
-    Console(width=None if os.isatty(1) else 200).print(bench.table(markdown=options.markdown))
+    new_console().print(bench.table(markdown=options.markdown))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import ssl
 import subprocess
@@ -23,14 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import Progress
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
 from benchmarks.fleet import VERSION_NAMES, Client, Fleet
-from benchmarks.measuring import build_table, percentiles
+from benchmarks.measuring import build_table, new_console, percentiles
 from support.distance import distant
 from support.server import running_server
 
@@ -130,7 +128,7 @@ def main() -> int:
             finally:
                 for server in servers.values():
                     server.stop()
-    Console(width=None if os.isatty(1) else 180).print(table, "p50 / p99 / longest; resumption: p50 / p99")
+    new_console().print(table, "p50 / p99 / longest; resumption: p50 / p99")
     return int(lost > 0)
 
 

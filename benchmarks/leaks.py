@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from OpenSSL import SSL
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -31,7 +30,7 @@ sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", 
 
 import resumed
 import resumed._openssl.contexts
-from benchmarks.measuring import resident_bytes
+from benchmarks.measuring import new_console, resident_bytes
 from support.server import running_server
 from support.tls import STACKS, VERSIONS, Frontend, Stack
 
@@ -264,7 +263,7 @@ def main() -> int:
                     use_once(families, families.new_frontend(), number)
                 if percent in REPORTED:
                     report.add(stack, number, "context", wait_for_threads(threads))
-    Console(width=None if sys.stdout.isatty() else 160).print(report.table)
+    new_console().print(report.table)
     return int(report.grown > 0)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ def spread(figures: Sequence[float], digits: int = 2, *, factor: float = 1, unit
         return "-"
     low, middle, high = (factor * each(figures) for each in (min, statistics.median, max))
     return f"{middle:,.{digits}f}{unit} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def new_console() -> Console:
+    """Return a console for the output; where that is no terminal, no cell of a table is wrapped."""
+    return Console(width=None if os.isatty(1) else 1000)
 
 
 def build_table(*headings: str, markdown: bool, title: str | None = None) -> Table:

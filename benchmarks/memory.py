@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import redis
-from rich.console import Console
 from rich.progress import Progress
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
-from benchmarks.measuring import build_table
+from benchmarks.measuring import build_table, new_console
 from resumed_server.storage.engine import Put, Take
 from resumed_server.storage.lmdb.engine import LmdbEngine
 from resumed_server.storage.registry import open_engine
@@ -165,7 +164,7 @@ def main() -> None:
                     session, tombstone = measure(storage, options.sessions, value, progress)
                 overhead = session - KEY_BYTES - value
                 table.add_row(engine, name, f"{value}", f"{session:,.0f}", f"{overhead:,.0f}", f"{tombstone:,.0f}")
-    console = Console(width=None if os.isatty(1) else 140)
+    console = new_console()
     console.print(values)
     console.print(table)
 

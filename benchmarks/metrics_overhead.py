@@ -28,7 +28,7 @@ sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", 
 
 from benchmarks.engines import AT_ONCE, CONNECTIONS, get_request, put_request
 from benchmarks.load import make_unary_calls
-from benchmarks.measuring import build_table, cpu_seconds
+from benchmarks.measuring import build_table, cpu_seconds, new_console
 from resumed.v1.session_store_pb2 import DESCRIPTOR
 from support.server import running_server
 
@@ -140,7 +140,7 @@ def main() -> None:
             format_spread(ratios, 1, 3),
             wanted,
         )
-    console = Console(width=None if os.isatty(1) else 140)
+    console = new_console()
     console.print(table)
     console.print(f"{options.rounds} rounds of {options.calls} calls, load {os.getloadavg()[0]:.1f}")
 

@@ -17,12 +17,11 @@ import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import track
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.measuring import build_table, resident_bytes
+from benchmarks.measuring import build_table, new_console, resident_bytes
 from resumed._client.store import StoredSession
 from resumed._policy.mirror import _EXPIRY_BYTES, _OVERHEAD, SessionCache
 
@@ -92,7 +91,7 @@ def main() -> None:
             table.add_row(
                 f"{count:,}", "turned over" if turns else "new", *cells, f"{_OVERHEAD + _EXPIRY_BYTES}", f"≤ {WANTED}"
             )
-    Console(width=None if os.isatty(1) else 140).print(table)
+    new_console().print(table)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import os
 import signal
 import statistics
 import sys
@@ -23,14 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from benchmarks.fleet import PATIENCE, VERSION_NAMES, Client, Fleet
-from benchmarks.measuring import percentiles
+from benchmarks.measuring import new_console, percentiles
 from support.relay import Relay
 from support.server import RunningServer, running_server
 from support.tls import STACKS
@@ -248,7 +246,7 @@ def main() -> int:
                     ", ".join(f"{reason} {count}" for reason, count in stats["misses"].items()),
                 ),
             )
-    Console(width=None if os.isatty(1) else 180).print(table)
+    new_console().print(table)
     return int(missed > 0)
 
 

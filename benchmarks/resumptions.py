@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import os
 import subprocess
 import sys
 import tempfile
@@ -19,13 +18,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import Progress
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from benchmarks.fleet import OTHER_STACK, PATIENCE, VERSION_NAMES, Client, Fleet
-from benchmarks.measuring import build_table, percentiles
+from benchmarks.measuring import build_table, new_console, percentiles
 from support.server import running_server
 
 if TYPE_CHECKING:
@@ -146,7 +144,7 @@ def main() -> int:
                 *(outcome.summary, percentiles(outcome.full_seconds)),
                 *(percentiles(outcome.resumed_seconds), format_counts(stats["hits"]), format_counts(stats["misses"])),
             )
-    Console(width=None if os.isatty(1) else 220).print(table)
+    new_console().print(table)
     return int(lost > 0)
 
 

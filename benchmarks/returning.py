@@ -12,21 +12,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 from benchmarks.bench.programs import BARE, CALL, MIRROR, ROOT, STACKS, TICKETS, Environment
 from benchmarks.bench.results import ratios
 from benchmarks.bench.rig import VERSIONS, Rig, shuffled
-from benchmarks.measuring import build_table, spread
+from benchmarks.measuring import build_table, new_console, spread
 from resumed_server.cli.bench.load_generator import LoadGenerator, Plan
 from resumed_server.cli.tls_client import Client
 from support.server import running_server
@@ -104,7 +101,7 @@ def main() -> None:
     options = parser.parse_args()
     trees = {"now": ROOT} | ({"before": options.before.resolve()} if options.before else {})
     cases = [("", ROOT, BARE), *((tree, root, kind) for kind in options.kinds for tree, root in trees.items())]
-    console = Console(width=None if os.isatty(1) else 200)
+    console = new_console()
     with Rig() as rig, running_server("--transport", options.transport) as store:
         environment = Environment(rig.certificate("P-256"), rig.keyring("P-256"), Path(), store.target, "")
         for version in options.versions:

@@ -19,7 +19,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rich.console import Console
 from rich.progress import Progress
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
@@ -34,7 +33,7 @@ from benchmarks.engines import (
     make_calls,
     redis_benchmark,
 )
-from benchmarks.measuring import bind_to_cores, build_table, cpu_seconds, percentiles, process_tree, spread
+from benchmarks.measuring import bind_to_cores, build_table, cpu_seconds, new_console, percentiles, process_tree, spread
 from resumed_server.preflight import verify_settings
 from support.redis import redis_server
 from support.server import running_server
@@ -197,7 +196,7 @@ def main() -> None:
     started = time.monotonic()
     with Progress(transient=True) as progress:
         rounds = measure(options, progress)
-    console = Console(width=None if os.isatty(1) else 200)
+    console = new_console()
     for table in (table_of_ratios, table_of_figures):
         console.print(table(rounds, markdown=options.markdown))
     console.print(f"{options.rounds} rounds in {time.monotonic() - started:.0f} s, load {os.getloadavg()[2]:.1f}")

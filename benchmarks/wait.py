@@ -13,12 +13,11 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
-from benchmarks.measuring import build_table, spread
+from benchmarks.measuring import build_table, new_console, spread
 from resumed_server.storage.engine import Put
 from resumed_server.storage.registry import open_engine
 from support.redis import valkey_server
@@ -63,7 +62,7 @@ def main() -> None:
     table = build_table("Take", "ms p50", "ms p99", markdown=options.markdown)
     for name in OPTIONS:
         table.add_row(name, spread(p50s[name]), spread(p99s[name]))
-    Console(width=None if os.isatty(1) else 140).print(table)
+    new_console().print(table)
 
 
 if __name__ == "__main__":

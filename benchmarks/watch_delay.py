@@ -21,13 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rich.console import Console
 from rich.progress import track
 
 sys.path.extend(str(Path(__file__).parents[1] / folder) for folder in ("tests", "."))
 
 import resumed
-from benchmarks.measuring import build_table, spread
+from benchmarks.measuring import build_table, new_console, spread
 from resumed._policy.mirror import Mirror, SessionCache
 from support.redis import valkey_cluster, valkey_server
 from support.server import running_server
@@ -248,7 +247,7 @@ def main() -> None:
                 figures[name][2 * kind + 1].append(percentiles[98])
     for name, columns in figures.items():
         table.add_row(name, *(spread(column, 0, factor=1e3) for column in columns), f"≤ {WANTED * 1e3:.0f}")
-    Console(width=None if os.isatty(1) else 140).print(table)
+    new_console().print(table)
 
 
 if __name__ == "__main__":

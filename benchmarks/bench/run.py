@@ -27,7 +27,7 @@ from benchmarks.bench import report, scripts
 from benchmarks.bench.results import Results
 from benchmarks.bench.rig import CLIENTS, Options
 from benchmarks.bench.scripts import SCRIPTS
-from benchmarks.measuring import bind_to_cores
+from benchmarks.measuring import bind_to_cores, new_console
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = ("sources", "throughput", "peers", "frontends", "tickets", "made_up_ids", "growth", *SCRIPTS)
@@ -73,7 +73,7 @@ def main() -> int:
         )
     all_results = {name: Results.from_json(results[name]) for name in SECTIONS if name in results}
     report.write(options.output, all_results)
-    Console(width=None if os.isatty(1) else 160).print(report.verdicts(all_results))
+    new_console().print(report.verdicts(all_results))
     return int(failed > 0)
 
 
