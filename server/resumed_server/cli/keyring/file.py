@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from resumed import Keyring, KeyringError
-from resumed_server.cli.ticket_keys.key_files import write_atomically
+from resumed_server.cli.atomic_file import write_atomically
 from resumed_server.errors import UserError
 
 _ABOUT = """\
@@ -152,7 +152,7 @@ class KeyringFile:
         lines = [*self._head, *(line for key in self.keys for line in key.lines()), *self._tail]
         text = "\n".join(lines) + "\n"
         try:
-            write_atomically(self.path, text.encode(errors="surrogateescape"), keep_owner=True)
+            write_atomically(self.path, text.encode(errors="surrogateescape"), durable=True)
         except OSError as error:
             raise UserError(f"{self.path} cannot be replaced and is unchanged: {error.strerror}") from None
 

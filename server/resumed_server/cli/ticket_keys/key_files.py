@@ -1,10 +1,9 @@
-"""Files with keys: written whole, readable by this user only, and in memory instead of on a disk."""
+"""Directories of ticket keys: in memory instead of on a disk."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from typing import TYPE_CHECKING
 
 from resumed_server.errors import UserError
@@ -50,27 +49,3 @@ def file_system(path: Path) -> str:
             if mount.split()[2] == number:
                 return file_system.split()[0]
     return "unknown"
-
-
-def write_atomically(path: Path, content: bytes, *, keep_owner: bool = False) -> None:
-    """Replace a file: no reader sees half of it. Its mode is 0600, or with `keep_owner` it keeps its owner and mode.
-
-    Raises:
-        OSError: It cannot be written; it is unchanged.
-    """
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        new.unlink(missing_ok=True)  # of a process with this id that was killed
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            if keep_owner:
-                status = path.stat()
-                os.fchown(file.fileno(), status.st_uid, status.st_gid)
-                os.fchmod(file.fileno(), stat.S_IMODE(status.st_mode))
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            new.unlink(missing_ok=True)
-        raise

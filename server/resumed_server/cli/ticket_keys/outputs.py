@@ -12,7 +12,7 @@ import socket
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from resumed_server.cli.ticket_keys.key_files import write_atomically
+from resumed_server.cli.atomic_file import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from resumed_server.cli.atomic_file import write_atomically
 from resumed_server.cli.ticket_keys import key_files
-from resumed_server.cli.ticket_keys.key_files import file_system, verify_directory, write_atomically
+from resumed_server.cli.ticket_keys.key_files import file_system, verify_directory
 from resumed_server.errors import UserError
 
 if TYPE_CHECKING:
