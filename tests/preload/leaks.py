@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import resumed
 from preload.servers import ROOT, Server, serving, settings
 from resumed_server.cli.tls_client import Client, Endpoint
-from support.processes import PATIENCE
 from support.server import running_server
 from support.tls import CA
+from support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

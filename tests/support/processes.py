@@ -10,13 +10,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from support.waiting import until
+from support.waiting import PATIENCE, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-PATIENCE = 30.0
-"""Seconds that a server may take to start or to end; only a broken one takes them."""
 
 
 @contextlib.contextmanager
